@@ -1,0 +1,246 @@
+"""Everything that describes a model, its preprocessing and its training, as frozen dataclasses.
+
+Defaults are those of the release's `co_deformable_detr_r50_1x_coco`. A model can be rebuilt from the JSON of its
+configuration (`to_json`, `from_json`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Any, Literal, get_args, get_type_hints
+
+
+class ConfigError(ValueError):
+    """A configuration names something that does not exist or cannot work; the message says what to write instead."""
+
+
+def unknown(what: str, name: str, known: list[str]) -> ConfigError:
+    """The error for a name that does not exist, with the nearest one that does."""
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+    hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(known)}"
+    return ConfigError(f"unknown {what} {name!r}; {hint}")
+
+
+@dataclass(frozen=True)
+class ImageConfig:
+    """Preprocessing. `mean` and `std` in units of 0..255 RGB; the short side goes to `short`, the long at most `long`."""
+
+    mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
+    std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+    short: int = 800
+    long: int = 1333
+    divisor: int = 1
+
+
+@dataclass(frozen=True)
+class BackboneConfig:
+    """A timm feature extractor. `frozen_stages` counts the stem and that many stages; -1 freezes nothing."""
+
+    name: str = "resnet50"
+    out_indices: tuple[int, ...] = (2, 3, 4)
+    options: dict[str, Any] = field(default_factory=dict)
+    pretrained: bool = False
+    weights: str | None = None
+    frozen_stages: int = 1
+    frozen_norm: bool = True
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """Encoder and decoder. `decoder_layers=0` means no decoder: a dense detector."""
+
+    hidden_dim: int = 256
+    heads: int = 8
+    points: int = 4
+    ffn_dim: int = 2048
+    encoder_layers: int = 6
+    decoder_layers: int = 6
+    extra_levels: int = 1
+    norm_groups: int = 32
+    proposal_side: float = 0.05
+    """Width and height of a token's proposal on the finest level; doubles with every level."""
+    positional_temperature: float = 10000
+    positional_offset: float = -0.5
+
+
+@dataclass(frozen=True)
+class MatchConfig:
+    """The weights of the Hungarian costs, which are also the loss weights of the decoder."""
+
+    classification: float = 2.0
+    l1: float = 5.0
+    giou: float = 2.0
+    focal_alpha: float = 0.25
+    focal_gamma: float = 2.0
+
+
+@dataclass(frozen=True)
+class ATSSConfig:
+    """The ATSS head (Zhang et al., 2020). The anchor's side is `anchor_scale` strides."""
+
+    stacked_convs: int = 1
+    anchor_scale: float = 8.0
+    top_k: int = 9
+    weight_classification: float = 1.0
+    weight_box: float = 2.0
+    weight_centerness: float = 1.0
+    nms_pre: int = 1000
+    nms_iou: float = 0.6
+    max_detections: int = 100
+
+
+@dataclass(frozen=True)
+class FasterRCNNConfig:
+    """RPN and RoI head (Ren et al., 2015) with GIoU regression."""
+
+    anchor_scale: float = 4.0
+    anchor_scales_per_octave: int = 3
+    anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+    rpn_samples: int = 256
+    rpn_positive_fraction: float = 0.5
+    rpn_positive_iou: float = 0.7
+    rpn_negative_iou: float = 0.3
+    proposals_per_level: int = 4000
+    proposals: int = 1000
+    test_proposals_per_level: int = 1000
+    proposal_nms_iou: float = 0.7
+    roi_samples: int = 512
+    roi_positive_fraction: float = 0.25
+    roi_positive_iou: float = 0.5
+    roi_levels: int = 4
+    roi_finest_scale: float = 112
+    roi_size: int = 7
+    roi_hidden: int = 1024
+    weight_rpn: float = 1.0
+    weight_classification: float = 1.0
+    weight_box: float = 10.0
+    nms_iou: float = 0.5
+    max_detections: int = 100
+
+
+@dataclass(frozen=True)
+class QueryConfig:
+    """Customized positive queries (Eq. 4).
+
+    `padding` fills images that have fewer positives than others of the batch: with random negatives of the same head
+    (release) or with empty slots that nobody attends to (the paper's wording).
+    `features=False` leaves E(.) out, as the release does for DINO.
+    """
+
+    minimum: int = 9
+    maximum: int = 300
+    padding: Literal["negatives", "empty"] = "negatives"
+    features: bool = True
+
+
+@dataclass(frozen=True)
+class RecipeConfig:
+    """How a preset is trained. `drop_at` are shares of the schedule where the rate falls by 10 (`schedule="step"`)."""
+
+    steps: int = 90000
+    batch_size: int = 16
+    lr: float = 2e-4
+    weight_decay: float = 1e-4
+    lr_multipliers: tuple[tuple[str, float], ...] = (
+        ("backbone", 0.1), ("sampling_offsets", 0.1), ("reference_points", 0.1),
+    )  # fmt: skip
+    clip_norm: float = 0.1
+    warmup_steps: int = 0
+    schedule: Literal["step", "cosine"] = "step"
+    drop_at: tuple[float, ...] = (11 / 12,)
+    short_sides: tuple[int, ...] = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
+    flip: float = 0.5
+
+
+@dataclass(frozen=True)
+class CoDETRConfig:
+    """A whole detector. `aux_heads` names the K auxiliary heads; repeats become `atss_2` and so on."""
+
+    preset: str = "co_deformable_detr_r50"
+    classes: tuple[str, ...] = ()
+    num_classes: int = 80
+    num_queries: int = 300
+    aux_heads: tuple[str, ...] = ("faster_rcnn", "atss")
+    lambda_1: float = 1.0
+    lambda_2: float = 2.0
+    max_detections: int = 100
+    image: ImageConfig = field(default_factory=ImageConfig)
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    transformer: TransformerConfig = field(default_factory=TransformerConfig)
+    match: MatchConfig = field(default_factory=MatchConfig)
+    queries: QueryConfig = field(default_factory=QueryConfig)
+    atss: ATSSConfig = field(default_factory=ATSSConfig)
+    faster_rcnn: FasterRCNNConfig = field(default_factory=FasterRCNNConfig)
+    recipe: RecipeConfig = field(default_factory=RecipeConfig)
+
+    def __post_init__(self) -> None:
+        if self.classes and len(self.classes) != self.num_classes:
+            raise ConfigError(f"num_classes is {self.num_classes}, but {len(self.classes)} class names are given")
+        for name in ("num_classes", "num_queries"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.transformer.hidden_dim % self.transformer.heads:
+            raise ConfigError(
+                f"transformer.hidden_dim {self.transformer.hidden_dim} is not a multiple of its "
+                f"{self.transformer.heads} heads"
+            )
+
+
+def override(config: Any, **values: Any) -> Any:
+    """`config` with fields replaced by (dotted) name: `override(c, num_queries=50, **{"transformer.heads": 4})`.
+
+    Raises:
+        ConfigError: no such field, or a value of the wrong kind; the nearest name is suggested.
+    """
+    nested: dict[str, dict[str, Any]] = {}
+    direct: dict[str, Any] = {}
+    names = [f.name for f in fields(config)]
+    for key, value in values.items():
+        name, _, rest = key.partition(".")
+        if name not in names:
+            raise unknown(f"field of {type(config).__name__}", name, names)
+        if rest:
+            nested.setdefault(name, {})[rest] = value
+        else:
+            direct[name] = _coerce(get_type_hints(type(config))[name], value, name)
+    for name, inner in nested.items():
+        direct[name] = override(direct.get(name, getattr(config, name)), **inner)
+    return replace(config, **direct)
+
+
+def _coerce(kind: Any, value: Any, name: str) -> Any:
+    """Lists become tuples and dictionaries dataclasses, as JSON needs; plain kinds are checked."""
+    if is_dataclass(kind) and isinstance(value, dict):
+        return override(kind(), **value)
+    if isinstance(value, list):
+        return tuple(_coerce(None, item, name) for item in value)
+    if get_args(kind) and isinstance(get_args(kind)[0], str) and value not in get_args(kind):
+        raise unknown(name, str(value), list(get_args(kind)))
+    if kind is int and (isinstance(value, bool) or not isinstance(value, int)):
+        raise ConfigError(f"{name} must be a whole number, got {value!r}")
+    if kind is float and (isinstance(value, bool) or not isinstance(value, int | float)):
+        raise ConfigError(f"{name} must be a number, got {value!r}")
+    return value
+
+
+def to_json(config: CoDETRConfig) -> str:
+    """The configuration as indented JSON."""
+    return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
+
+
+def from_json(text: str) -> CoDETRConfig:
+    """The configuration that `to_json` wrote.
+
+    Raises:
+        ConfigError: not JSON, or not a configuration.
+    """
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"not a model configuration: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"not a model configuration: expected an object, got {type(values).__name__}")
+    return override(CoDETRConfig(), **values)
