@@ -176,6 +176,11 @@ class CoDETRConfig:
     faster_rcnn: FasterRCNNConfig = field(default_factory=FasterRCNNConfig)
     recipe: RecipeConfig = field(default_factory=RecipeConfig)
 
+    @property
+    def aux_loss_factor(self) -> float:
+        """What multiplies an auxiliary head's losses: lambda_2, once per decoder layer as the sum of Eq. 6 says."""
+        return self.lambda_2 * max(1, self.transformer.decoder_layers)
+
     def __post_init__(self) -> None:
         if self.classes and len(self.classes) != self.num_classes:
             raise ConfigError(f"num_classes is {self.num_classes}, but {len(self.classes)} class names are given")
