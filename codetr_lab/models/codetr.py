@@ -1,0 +1,228 @@
+"""The whole detector: backbone, neck, encoder, auxiliary heads, query groups, decoder (DESIGN's one flow)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from codetr_lab import boxes as box_ops
+from codetr_lab.models.attention import DeformableAttention
+from codetr_lab.models.backbones import Backbone
+from codetr_lab.models.config import CoDETRConfig, unknown
+from codetr_lab.models.decoder import Decoder
+from codetr_lab.models.encoder import Encoder
+from codetr_lab.models.heads import build_heads
+from codetr_lab.models.neck import Neck, Pyramid
+from codetr_lab.models.queries import CustomizedGroup, QueryCustomizer, QuerySelection
+from codetr_lab.models.set_loss import PaddedTargets, given_assignments, group_assignments, set_losses
+from codetr_lab.models.targets import check_targets
+from codetr_lab.structures import Detections, HeadOutput, ImageBatch, Proposals, QueryGroup, Target, Trace
+
+
+class CoDETR(nn.Module):
+    """Co-Deformable-DETR with K = len(config.aux_heads) auxiliary heads; K = 0 is two-stage Deformable-DETR++.
+
+    `model(batch, targets)` in training mode gives losses, `model(batch)` in evaluation mode detections, and
+    `model.trace` everything in between. Evaluation uses the original queries alone and runs no auxiliary head.
+    """
+
+    def __init__(self, config: CoDETRConfig) -> None:
+        super().__init__()
+        self.config = config
+        shape = config.transformer
+        self.backbone = Backbone(config.backbone)
+        self.neck = Neck(self.backbone.channels, shape.hidden_dim, shape.extra_levels, shape.norm_groups)
+        levels = len(self.backbone.channels) + shape.extra_levels
+        last = self.backbone.strides[-1]
+        self.strides = (*self.backbone.strides, *(last * 2 ** (i + 1) for i in range(shape.extra_levels + 1)))
+        self.encoder = Encoder(shape, levels)
+        self.selection = QuerySelection(config)
+        self.decoder = Decoder(shape, levels, config.num_classes)
+        self.heads = build_heads(config, self.strides)
+        if len(self.heads):
+            self.pyramid = Pyramid(shape.hidden_dim, shape.norm_groups)
+        self.customizers = nn.ModuleDict({name: QueryCustomizer(config) for name in self.heads})
+        self._reset_transformer()
+
+    def _reset_transformer(self) -> None:
+        """Initial values as released: Xavier for every matrix, the ring for deformable attention, N(0,1) for levels."""
+        selection = self.selection
+        for part in (self.encoder, self.decoder.layers, selection.enc_output, selection.pos_trans, self.customizers):
+            for parameter in part.parameters():
+                if parameter.ndim > 1:
+                    nn.init.xavier_uniform_(parameter)
+            for module in part.modules():
+                if isinstance(module, DeformableAttention):
+                    module.reset_parameters()
+        nn.init.normal_(self.encoder.level_embeds)
+
+    def forward(self, batch: ImageBatch, targets: Sequence[Target] | None = None) -> dict[str, Tensor] | list[Detections]:
+        """Losses by name in training mode (sum them), detections per image in evaluation mode.
+
+        Raises:
+            ValueError: training mode without targets.
+            TargetError: targets that cannot be learned; names image and box.
+        """
+        if not self.training:
+            return self._flow(batch).detections
+        if targets is None:
+            raise ValueError("training mode needs targets; call model.eval() to detect")
+        return self._flow(batch, targets).losses
+
+    @torch.no_grad()
+    def detect(self, batch: ImageBatch, heads: Sequence[str] = ("detr",)) -> list[dict[str, Detections]]:
+        """What each of `heads` (`detr` or an auxiliary head's name) finds per image, in the batch's pixels.
+
+        Raises:
+            ConfigError: the model has no such head.
+        """
+        names = [name for name in heads if name != "detr"]
+        for name in names:
+            if name not in self.heads:
+                raise unknown("head", name, ["detr", *self.heads])
+        with _evaluating(self):
+            trace = self._flow(batch, heads=names)
+        found = {"detr": trace.detections} | {name: trace.heads[name].detections for name in names}
+        return [{name: found[name][image] for name in heads} for image in range(len(batch))]
+
+    def predict(self, images: Sequence[Any], heads: Sequence[str] = ("detr",), batch_size: int = 8) -> list[dict[str, Detections]]:
+        """Detect on paths, PIL images or (H,W,3) uint8 arrays of any size; boxes in each image's own pixels."""
+        from codetr_lab.images import load_image, prepare
+
+        device = next(self.parameters()).device
+        results: list[dict[str, Detections]] = []
+        for start in range(0, len(images), batch_size):
+            ready = [prepare(load_image(image), self.config.image) for image in images[start : start + batch_size]]
+            batch = ImageBatch.from_images(
+                [image.pixels for image in ready], divisor=self.config.image.divisor,
+                original_sizes=[image.original_size for image in ready], scales=[image.scale for image in ready],
+            ).to(device)  # fmt: skip
+            for image, found in zip(ready, self.detect(batch, heads), strict=True):
+                results.append({n: d.to_original(image.scale, image.original_size) for n, d in found.items()})
+        return results
+
+    def trace(
+        self, batch: ImageBatch, targets: Sequence[Target] | None = None, grad: bool = False, seed: int = 0
+    ) -> Trace:
+        """The whole flow of one batch in evaluation mode, with every intermediate result by name.
+
+        Args:
+            targets: if given, also the training flow: assignments, customized queries and losses.
+            grad: keep the graph from the memory to the outputs (for Grad-CAM).
+            seed: of the random draws (sampling, padding negatives).
+        """
+        generator = torch.Generator().manual_seed(seed)
+        with _evaluating(self), torch.set_grad_enabled(grad):
+            return self._flow(batch, targets, heads=list(self.heads), keep=True, generator=generator)
+
+    def _flow(
+        self,
+        batch: ImageBatch,
+        targets: Sequence[Target] | None = None,
+        *,
+        heads: Sequence[str] = (),
+        keep: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> Trace:
+        """The one flow. `heads` detect as well; `keep` records assignments and attention for people to look at."""
+        memory = self.encoder(self.neck(self.backbone(batch.pixels)), batch.pad_mask)
+        levels = memory.levels()
+        proposals, original = self.selection(memory)
+        wanted = self.heads if targets is not None else {name: self.heads[name] for name in heads}
+        pyramid = self.pyramid(levels) if wanted else []
+
+        outputs: dict[str, HeadOutput] = {}
+        customized: dict[str, CustomizedGroup] = {}
+        if targets is not None:
+            targets = check_targets(targets, batch, self.config.num_classes)
+            for name, head in self.heads.items():
+                outputs[name] = head.supervise(pyramid, batch, targets, generator)
+                customized[name] = self.customizers[name](name, outputs[name].positives, batch.whwh(), generator)
+        for name in heads:
+            found = self.heads[name].predict(pyramid, batch)
+            outputs[name] = replace(outputs.get(name, HeadOutput(name)), detections=found)
+
+        groups = self.decoder([original, *(group.query for group in customized.values())], memory, traced=keep)
+        losses: dict[str, Tensor] = {}
+        if targets is not None:
+            proposals, groups, losses = self._losses(proposals, groups, customized, outputs, targets, batch, keep)
+        detections = [] if self.training else self._detections(groups["original"], batch)
+        return Trace(
+            batch, None if targets is None else list(targets), levels, pyramid, self.strides, proposals, groups,
+            outputs, losses, detections,
+        )  # fmt: skip
+
+    def _losses(
+        self,
+        proposals: Proposals,
+        groups: dict[str, QueryGroup],
+        customized: dict[str, CustomizedGroup],
+        outputs: dict[str, HeadOutput],
+        targets: Sequence[Target],
+        batch: ImageBatch,
+        keep: bool,
+    ) -> tuple[Proposals, dict[str, QueryGroup], dict[str, Tensor]]:
+        """Eq. 6: the original branch, lambda_1 times each customized branch, the encoder's and the heads' own losses."""
+        truth = PaddedTargets.of(targets, batch)
+        match = self.config.match
+        total: dict[str, Tensor] = {}
+
+        objects = truth.as_objects()
+        every = (proposals.logits[None], proposals.boxes_cxcywh[None])
+        gt_index = objects.match(*every, match)
+        total |= {f"encoder.{t}": v[0] for t, v in set_losses(*every, gt_index, objects, match).items()}
+        if keep:
+            as_objects = [target | {"labels": torch.zeros_like(target["labels"])} for target in targets]
+            records = group_assignments(*every, gt_index, as_objects, batch, self.config)
+            proposals = replace(proposals, assignments=records[0])
+
+        for name, group in groups.items():
+            predictions = (group.logits, group.boxes_cxcywh)
+            if name in customized:
+                given = customized[name]
+                gt_index = given.gt_index.expand(len(group.logits), -1, -1)
+                values = set_losses(
+                    *predictions, gt_index, truth, match, weight=given.weight, positives=float(given.count)
+                )
+                values = {term: self.config.lambda_1 * value for term, value in values.items()}
+                records = given_assignments(
+                    given.boxes, given.gt_index, given.weight, targets, name, len(group.logits)
+                ) if keep else []  # fmt: skip
+            else:
+                gt_index = truth.match(*predictions, match)
+                values = set_losses(*predictions, gt_index, truth, match)
+                records = group_assignments(*predictions, gt_index, targets, batch, self.config) if keep else []
+            groups[name] = replace(group, assignments=records)
+            for term, value in values.items():
+                total |= {f"decoder.{name}.{layer}.{term}": v for layer, v in enumerate(value)}
+        for name, output in outputs.items():
+            total |= {f"aux.{name}.{term}": value for term, value in output.losses.items()}
+        return proposals, groups, total
+
+    def _detections(self, group: QueryGroup, batch: ImageBatch) -> list[Detections]:
+        """The best of all query-class pairs of the last layer, without NMS, clipped to the valid image."""
+        scores = group.logits[-1].sigmoid()
+        best, index = scores.flatten(1).topk(min(self.config.max_detections, scores[0].numel()), dim=1)
+        query = index // scores.shape[-1]
+        pixels = box_ops.cxcywh_to_xyxy(group.boxes_cxcywh[-1]) * batch.whwh()[:, None]
+        return [
+            Detections(
+                box_ops.clip(pixels[i, query[i]], size), best[i], index[i] % scores.shape[-1], query[i],
+            )
+            for i, size in enumerate(batch.valid_sizes)
+        ]  # fmt: skip
+
+
+class _evaluating(ExitStack):
+    """Evaluation mode inside, the model's own mode again afterwards."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        if model.training:
+            model.eval()
+            self.callback(model.train)

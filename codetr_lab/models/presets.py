@@ -1,0 +1,80 @@
+"""Ready-made configurations: the released one at full size, and lab-scale ones that train from scratch on two cores."""
+
+from __future__ import annotations
+
+import fnmatch
+from typing import Any
+
+from codetr_lab.models.codetr import CoDETR
+from codetr_lab.models.config import (
+    ATSSConfig,
+    BackboneConfig,
+    CoDETRConfig,
+    FasterRCNNConfig,
+    ImageConfig,
+    QueryConfig,
+    RecipeConfig,
+    TransformerConfig,
+    override,
+    unknown,
+)
+
+
+def _lab(preset: str, aux_heads: tuple[str, ...]) -> CoDETRConfig:
+    """128-pixel images, strides 8 to 32, 64 channels; anchors and RoIs scaled to objects of 18 to 64 pixels."""
+    return CoDETRConfig(
+        preset=preset, num_classes=6, classes=("circle", "square", "triangle", "star", "cross", "ring"),
+        num_queries=50, aux_heads=aux_heads,
+        image=ImageConfig(short=128, long=128),
+        backbone=BackboneConfig(
+            "resnet10t", options={"channels": (16, 32, 64, 128), "stem_width": 8}, frozen_stages=-1, frozen_norm=False
+        ),
+        transformer=TransformerConfig(
+            hidden_dim=64, heads=4, points=4, ffn_dim=256, encoder_layers=2, decoder_layers=3, extra_levels=0,
+            norm_groups=8, proposal_side=0.1875,
+        ),
+        queries=QueryConfig(maximum=80),
+        atss=ATSSConfig(anchor_scale=3.0),
+        faster_rcnn=FasterRCNNConfig(
+            anchor_scale=2.0, anchor_scales_per_octave=2, rpn_samples=128, proposals_per_level=300, proposals=150,
+            test_proposals_per_level=300, roi_samples=64, roi_levels=3, roi_finest_scale=28, roi_hidden=128,
+        ),
+        recipe=RecipeConfig(
+            steps=3000, batch_size=4, lr=2e-3, lr_multipliers=(), warmup_steps=100, schedule="cosine",
+            short_sides=(128,), clip_norm=0.1,
+        ),
+    )  # fmt: skip
+
+
+_PRESETS = {
+    "co_deformable_detr_r50": CoDETRConfig(),
+    "lab_baseline": _lab("lab_baseline", ()),
+    "lab_co_k1": _lab("lab_co_k1", ("atss",)),
+    "lab_co_k2": _lab("lab_co_k2", ("atss", "faster_rcnn")),
+}
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Names of presets that match a shell pattern, sorted."""
+    return sorted(fnmatch.filter(_PRESETS, pattern))
+
+
+def preset(name: str, **overrides: Any) -> CoDETRConfig:
+    """The configuration of a preset, with fields replaced by (dotted) name.
+
+    Raises:
+        ConfigError: no such preset or field; suggests the nearest.
+    """
+    if name not in _PRESETS:
+        raise unknown("model preset", name, list_models())
+    config = _PRESETS[name]
+    if "num_classes" in overrides and "classes" not in overrides:
+        overrides["classes"] = ()
+    if "classes" in overrides and "num_classes" not in overrides and overrides["classes"]:
+        overrides["num_classes"] = len(overrides["classes"])
+    return override(config, **overrides)
+
+
+def create_model(name: str, **overrides: Any) -> CoDETR:
+    """A model with random weights: `create_model("lab_co_k1", num_classes=3, **{"transformer.encoder_layers": 1})`."""
+    return CoDETR(preset(name, **overrides))

@@ -1,0 +1,64 @@
+"""Multi-scale deformable attention (Zhu et al., Deformable DETR, 2021, Eq. 3), without its linear projections."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def ms_deform_attn(
+    value: Tensor,
+    spatial_shapes: Sequence[tuple[int, int]],
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+    backend: str = "auto",
+) -> Tensor:
+    """Weighted sum of bilinear samples of a feature pyramid.
+
+    Args:
+        value: (B,S,heads,D), the levels' cells one after the other, row by row.
+        spatial_shapes: (height, width) of every level; the products sum to S.
+        sampling_locations: (B,Q,heads,levels,points,2) as (x, y) in units of the level's width and height: 0 is the
+            left or top edge of its first cell, 1 the far edge of its last. Outside, the value is zero.
+        attention_weights: (B,Q,heads,levels,points).
+        backend: `auto` or `reference` (this formula in plain PyTorch).
+
+    Returns:
+        (B,Q,heads * D)
+
+    Raises:
+        ValueError: sizes that do not fit, or an unknown backend.
+    """
+    batch, tokens, heads, _ = value.shape
+    if sum(h * w for h, w in spatial_shapes) != tokens:
+        raise ValueError(f"value holds {tokens} tokens, but spatial_shapes {list(spatial_shapes)} describe another number")
+    if sampling_locations.shape[:-1] != attention_weights.shape or sampling_locations.shape[3] != len(spatial_shapes):
+        raise ValueError(
+            f"sampling_locations {tuple(sampling_locations.shape)} and attention_weights "
+            f"{tuple(attention_weights.shape)} do not fit {len(spatial_shapes)} levels"
+        )
+    if backend not in ("auto", "reference"):
+        raise ValueError(f"unknown backend {backend!r}; choose from auto, reference")
+    return reference(value, spatial_shapes, sampling_locations, attention_weights)
+
+
+def reference(
+    value: Tensor, spatial_shapes: Sequence[tuple[int, int]], sampling_locations: Tensor, attention_weights: Tensor
+) -> Tensor:
+    """The formula through `grid_sample`, one level at a time; arguments as in `ms_deform_attn`."""
+    batch, _, heads, depth = value.shape
+    queries = sampling_locations.shape[1]
+    # (B,Q,heads,levels,points,2) in [0,1] -> (levels, B*heads, Q, points, 2) in [-1,1]
+    grids = (2 * sampling_locations - 1).permute(3, 0, 2, 1, 4, 5).flatten(1, 2)
+    values = value.permute(0, 2, 3, 1).flatten(0, 1)  # (B*heads, D, S)
+    per_level = values.split([h * w for h, w in spatial_shapes], dim=2)
+    sampled = [
+        F.grid_sample(cells.unflatten(2, shape), grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+        for cells, shape, grid in zip(per_level, spatial_shapes, grids, strict=True)
+    ]  # each (B*heads, D, Q, points)
+    weights = attention_weights.permute(0, 2, 1, 3, 4).reshape(batch * heads, 1, queries, -1)
+    output = (torch.cat(sampled, dim=-1) * weights).sum(-1)  # (B*heads, D, Q)
+    return output.view(batch, heads * depth, queries).transpose(1, 2)
