@@ -1,0 +1,88 @@
+"""Bars and curves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import plotly.graph_objects as go
+
+from codetr_lab.viz import colors
+from codetr_lab.viz.image import FONT
+
+
+def _styled(figure: go.Figure, x_title: str, y_title: str, title: str, height: int) -> go.Figure:
+    """The look that all charts share."""
+    axis = {"gridcolor": colors.GRID, "zerolinecolor": colors.GRID, "linecolor": colors.GRID, "automargin": True}
+    figure.update_xaxes(title=x_title, **axis)
+    figure.update_yaxes(title=y_title, **axis)
+    figure.update_layout(
+        title={"text": title, "x": 0, "xanchor": "left", "font": {"size": 16}},
+        font={"family": FONT, "size": 13, "color": colors.TEXT},
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        margin={"l": 48, "r": 8, "t": 64 if title else 36, "b": 48},
+        legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
+        hoverlabel={"font": {"family": FONT, "size": 13}},
+        height=height,
+    )
+    return figure
+
+
+def positives_bar(counts: Mapping[str, Sequence[int]], objects: Sequence[str], title: str = "") -> go.Figure:
+    """How many positives every object has, head by head.
+
+    Args:
+        counts: per head, one count per object (`Assignment.count_per_object`).
+        objects: the objects' names.
+        title: one line above the bars.
+
+    Raises:
+        ValueError: a head with another number of counts than there are objects.
+    """
+    figure = go.Figure()
+    for head, values in counts.items():
+        values = [int(value) for value in values]
+        if len(values) != len(objects):
+            raise ValueError(f"{head}: {len(values)} counts for {len(objects)} objects")
+        name = colors.head_title(head)
+        figure.add_trace(
+            go.Bar(
+                x=list(objects), y=values, name=name, marker={"color": colors.head_color(head)}, text=values,
+                textposition="outside", cliponaxis=False, hovertemplate=f"<b>{name}</b><br>%{{x}}: %{{y}}<extra></extra>",
+            )
+        )  # fmt: skip
+    figure.update_layout(barmode="group", bargap=0.25, bargroupgap=0.05)
+    return _styled(figure, "object", "positives", title, 300)
+
+
+def curves_figure(
+    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    x_title: str,
+    y_title: str,
+    *,
+    line_colors: Mapping[str, str] | None = None,
+    title: str = "",
+) -> go.Figure:
+    """Curves by name, for example losses over steps or AP over epochs.
+
+    Args:
+        curves: per name, x and y of equal length.
+        x_title: with its unit.
+        y_title: with its unit.
+        line_colors: `#RRGGBB` per name; the palette in order for the names it leaves out.
+        title: one line above the curves.
+
+    Raises:
+        ValueError: a curve with different numbers of x and y.
+    """
+    palette = list(colors.HEAD_COLORS.values())
+    dashes = ("solid", "dash", "dot", "dashdot")
+    figure = go.Figure()
+    for i, (name, (x, y)) in enumerate(curves.items()):
+        if len(x) != len(y):
+            raise ValueError(f"curve {name!r}: {len(x)} x values for {len(y)} y values")
+        color = (line_colors or {}).get(name, palette[i % len(palette)])
+        line = {"color": color, "width": 2.5, "dash": dashes[i // len(palette) % len(dashes)]}
+        figure.add_trace(go.Scatter(x=x, y=y, mode="lines", line=line, name=name))
+    figure.update_layout(hovermode="x unified")
+    return _styled(figure, x_title, y_title, title, 360)

@@ -1,0 +1,189 @@
+"""An image as a Plotly figure, boxes on it, and several such figures side by side."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+from PIL import Image
+
+from codetr_lab.structures import Target
+from codetr_lab.viz import colors
+
+FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif"
+WEBGL_FROM = 2000
+"""Points from which a trace is drawn by WebGL; fewer are crisper as SVG."""
+_LEGEND_SPACE = 64
+_TITLE_SPACE = 34
+_PANEL_WIDTH = 380
+
+
+@dataclass(frozen=True)
+class Marks:
+    """Where boxes are drawn and how: line `width` in pixels, `dash` as in Plotly, `halo` colour behind the line."""
+
+    color: str
+    width: float = 2.0
+    dash: str = "solid"
+    halo: str = colors.HALO
+    opacity: float = 1.0
+
+
+GROUND_TRUTH_MARKS = Marks(colors.GROUND_TRUTH, 1.6, "4px,3px", colors.GROUND_TRUTH_HALO)
+
+
+def jpeg_uri(image: np.ndarray, quality: int = 92) -> str:
+    """A (H,W,3) uint8 RGB image as a JPEG data URI.
+
+    Raises:
+        ValueError: another shape or type.
+    """
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise ValueError(f"image: expected (H, W, 3) uint8, got {image.shape} {image.dtype}")
+    stream = io.BytesIO()
+    Image.fromarray(image).save(stream, "JPEG", quality=quality, subsampling=0)
+    return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode()
+
+
+def image_figure(image: np.ndarray, title: str = "") -> go.Figure:
+    """The figure that all others on an image start from: axes in pixels, y downwards, equal aspect, no ticks.
+
+    Args:
+        image: (H,W,3) uint8 RGB.
+        title: one line above the image.
+    """
+    height, width = image.shape[:2]
+    figure = go.Figure()
+    figure.add_layout_image(
+        source=jpeg_uri(image), xref="x", yref="y", x=0, y=0, sizex=width, sizey=height, sizing="stretch", layer="below"
+    )
+    hidden = {"showgrid": False, "zeroline": False, "showticklabels": False, "ticks": ""}
+    figure.update_xaxes(range=[0, width], constrain="domain", **hidden)
+    figure.update_yaxes(range=[height, 0], scaleanchor="x", constrain="domain", constraintoward="top", **hidden)
+    figure.update_layout(
+        title={"text": title, "x": 0, "xanchor": "left", "y": 1, "yanchor": "top", "pad": {"t": 8}, "font": {"size": 16}},
+        font={"family": FONT, "size": 13, "color": colors.TEXT},
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        margin={"l": 0, "r": 0, "t": _TITLE_SPACE if title else 4, "b": _LEGEND_SPACE},
+        legend={
+            "orientation": "h", "x": 0, "y": -0.015, "yanchor": "top", "font": {"size": 12}, "itemsizing": "constant",
+            "bgcolor": "rgba(0,0,0,0)",
+        },
+        hoverlabel={"font": {"family": FONT, "size": 13}, "align": "left"},
+        dragmode="pan",
+        width=_PANEL_WIDTH,
+        height=round(_PANEL_WIDTH * height / width) + (_TITLE_SPACE if title else 4) + _LEGEND_SPACE,
+        meta={"aspect": height / width},
+    )  # fmt: skip
+    return figure
+
+
+def outline(boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """x and y of the rectangles of (M,4) xyxy boxes as one line with gaps: (6M,) each, NaN between rectangles."""
+    x0, y0, x1, y1 = np.asarray(boxes, dtype=np.float64).reshape(-1, 4).T
+    gap = np.full_like(x0, np.nan)
+    return np.stack([x0, x1, x1, x0, x0, gap], 1).ravel(), np.stack([y0, y0, y1, y1, y0, gap], 1).ravel()
+
+
+def centres(boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """x and y of the centres of (M,4) xyxy boxes."""
+    boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
+    return (boxes[:, 0] + boxes[:, 2]) / 2, (boxes[:, 1] + boxes[:, 3]) / 2
+
+
+def add_boxes(figure: go.Figure, boxes: np.ndarray, marks: Marks, name: str, **trace: Any) -> None:
+    """Draw (M,4) xyxy boxes, all in one trace (two with the halo); `trace` goes to Plotly (`legendgroup`, ...)."""
+    if not len(boxes):
+        return
+    x, y = outline(boxes)
+    kind = go.Scattergl if len(boxes) * 6 >= WEBGL_FROM else go.Scatter
+    halo = {"color": marks.halo, "width": marks.width + 2}
+    common = {"x": x, "y": y, "mode": "lines", "hoverinfo": "skip", "opacity": marks.opacity}
+    group = trace.get("legendgroup", name)
+    figure.add_trace(kind(**common, line=halo, showlegend=False, legendgroup=group, name=name))
+    line = {"color": marks.color, "width": marks.width, "dash": marks.dash}
+    figure.add_trace(kind(**common, line=line, name=name, **{"legendgroup": group, **trace}))
+
+
+def add_labels(figure: go.Figure, boxes: np.ndarray, texts: Sequence[str], background: str) -> None:
+    """A small label at the upper left corner of each xyxy box, kept inside the image."""
+    for (x0, y0, *_), text in zip(np.asarray(boxes).tolist(), texts, strict=True):
+        figure.add_annotation(
+            x=max(x0, 0), y=max(y0, 0), text=text, showarrow=False, xanchor="left", yanchor="bottom" if y0 > 12 else "top",
+            bgcolor=background, borderpad=1, opacity=0.92, font={"size": 11, "color": colors.text_on(background)},
+        )  # fmt: skip
+
+
+def object_names(target: Target, classes: Sequence[str] = ()) -> list[str]:
+    """What people call the objects of an image: "0 star", "1 ring"; the number is the object's index."""
+    labels = target["labels"].tolist()
+    return [f"{i} {classes[label]}" if classes else f"{i} (class {label})" for i, label in enumerate(labels)]
+
+
+def add_ground_truth(
+    figure: go.Figure, target: Target, classes: Sequence[str] = (), chosen: int | None = None, labels: bool = True
+) -> None:
+    """Draw an image's objects in white on black; with `chosen`, that object boldly and the others faintly."""
+    boxes = target["boxes"].numpy()
+    bold = np.ones(len(boxes), dtype=bool) if chosen is None else np.arange(len(boxes)) == chosen
+    faint = Marks(colors.GROUND_TRUTH, 1.0, "2px,3px", "rgba(17,17,17,0.5)", 0.55)
+    add_boxes(figure, boxes[~bold], faint, "ground truth", showlegend=False)
+    add_boxes(figure, boxes[bold], GROUND_TRUTH_MARKS, "ground truth", showlegend=False)
+    outlined = {"symbol": "square", "color": colors.GROUND_TRUTH, "line": {"color": colors.TEXT, "width": 2}, "size": 9}
+    figure.add_trace(
+        go.Scatter(x=[None], y=[None], mode="markers", marker=outlined, name="ground truth", legendgroup="ground truth")
+    )
+    if labels:
+        names = object_names(target, classes)
+        shown = np.flatnonzero(bold)
+        add_labels(figure, boxes[shown], [names[i] for i in shown], colors.GROUND_TRUTH_HALO)
+
+
+def side_by_side(figures: Mapping[str, go.Figure]) -> go.Figure:
+    """Several image figures in one row, each under its own title; one legend for all.
+
+    Raises:
+        ValueError: no figure.
+    """
+    if not figures:
+        raise ValueError("side_by_side needs at least one figure")
+    merged = go.Figure()
+    gap = 0.03 if len(figures) > 1 else 0.0
+    share = (1 - gap * (len(figures) - 1)) / len(figures)
+    seen: set[str] = set()
+    for i, (title, figure) in enumerate(figures.items()):
+        suffix = "" if i == 0 else str(i + 1)
+        axes = {"xaxis": f"x{suffix}", "yaxis": f"y{suffix}"}
+        for trace in figure.data:
+            shown = trace.showlegend is not False and bool(trace.name)
+            merged.add_trace(trace)
+            merged.data[-1].update(**axes, showlegend=shown and trace.name not in seen)
+            if shown:
+                seen.add(trace.name)
+        left = i * (share + gap)
+        x, y = figure.layout.xaxis.to_plotly_json(), figure.layout.yaxis.to_plotly_json()
+        x.update(domain=[left, left + share], anchor=f"y{suffix}")
+        y.update(domain=[0, 1], anchor=f"x{suffix}", scaleanchor=f"x{suffix}")
+        merged.update_layout({f"xaxis{suffix}": x, f"yaxis{suffix}": y})
+        for picture in figure.layout.images:
+            merged.add_layout_image(picture.update(xref=f"x{suffix}", yref=f"y{suffix}"))
+        for note in figure.layout.annotations:
+            merged.add_annotation(note.update(xref=f"x{suffix}", yref=f"y{suffix}"))
+        merged.add_annotation(
+            text=f"<b>{title}</b>", x=left, y=1, xref="paper", yref="paper", xanchor="left", yanchor="bottom",
+            showarrow=False, font={"size": 14},
+        )  # fmt: skip
+    first = next(iter(figures.values())).layout
+    merged.update_layout(
+        font=first.font, legend=first.legend, hoverlabel=first.hoverlabel, dragmode="pan", paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)", margin={"l": 0, "r": 0, "t": 28, "b": _LEGEND_SPACE},
+        width=_PANEL_WIDTH * len(figures),
+        height=round(_PANEL_WIDTH * max(f.layout.meta["aspect"] for f in figures.values())) + 28 + _LEGEND_SPACE,
+    )  # fmt: skip
+    return merged
