@@ -1,1 +1,60 @@
-""""""
+"""Auxiliary heads: the collaborative part of training. One file per head, all behind one small interface."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from codetr_lab.models.config import CoDETRConfig, unknown
+from codetr_lab.models.heads.atss import ATSSHead
+from codetr_lab.models.heads.faster_rcnn import FasterRCNNHead
+from codetr_lab.structures import Detections, HeadOutput, ImageBatch, Target
+
+__all__ = ["HEADS", "ATSSHead", "AuxHead", "FasterRCNNHead", "build_heads"]
+
+
+class AuxHead(Protocol):
+    """What every auxiliary head can do. It is a module made by `Head(config, strides, name)`."""
+
+    name: str
+
+    def supervise(
+        self,
+        pyramid: Sequence[Tensor],
+        batch: ImageBatch,
+        targets: Sequence[Target],
+        generator: torch.Generator | None = None,
+    ) -> HeadOutput:
+        """Label assignments, positives and losses of the (B,D,H_j,W_j) pyramid.
+
+        The losses are multiplied by their weights and by `config.aux_loss_factor`, finite for images without objects,
+        and each batch gives the same ones. Those of a head together reach all its parameters.
+        """
+        ...
+
+    def predict(self, pyramid: Sequence[Tensor], batch: ImageBatch) -> list[Detections]:
+        """What the head alone detects, after its own NMS, in the batch's pixels, clipped to every valid size."""
+        ...
+
+
+HEADS: dict[str, type[ATSSHead] | type[FasterRCNNHead]] = {"atss": ATSSHead, "faster_rcnn": FasterRCNNHead}
+
+
+def build_heads(config: CoDETRConfig, strides: Sequence[int]) -> nn.ModuleDict:
+    """The heads that `config.aux_heads` names, in its order; repeats become `atss_2` and so on.
+
+    Raises:
+        ConfigError: an unknown head; the nearest known one is suggested.
+    """
+    heads, seen = nn.ModuleDict(), Counter[str]()
+    for kind in config.aux_heads:
+        if kind not in HEADS:
+            raise unknown("auxiliary head", kind, list(HEADS))
+        seen[kind] += 1
+        name = kind if seen[kind] == 1 else f"{kind}_{seen[kind]}"
+        heads[name] = HEADS[kind](config, strides, name)
+    return heads

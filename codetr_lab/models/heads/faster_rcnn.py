@@ -1,0 +1,339 @@
+"""Faster R-CNN (Ren et al., 2015) as an auxiliary head: an RPN and a RoI head with GIoU regression."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.ops import batched_nms, nms, roi_align
+
+from codetr_lab import boxes as box_ops
+from codetr_lab.assign import max_iou
+from codetr_lab.assign.objects import matchable
+from codetr_lab.draws import choose
+from codetr_lab.losses import giou_loss
+from codetr_lab.models.config import CoDETRConfig, ConfigError
+from codetr_lab.models.heads.anchors import Anchors, make_anchors
+from codetr_lab.structures import (
+    GROUND_TRUTH,
+    POSITIVE,
+    Assignment,
+    Candidates,
+    Detections,
+    HeadOutput,
+    ImageBatch,
+    Positives,
+    Target,
+)
+
+ROI_STDS = (0.1, 0.1, 0.2, 0.2)
+"""What the RoI head's predicted deltas are multiplied by; the RPN's are taken as they are."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What one image's sampler drew: (P,) and (R,) indices of positives and negatives, ascending."""
+
+    positive: Tensor
+    negative: Tensor
+
+    def both(self) -> Tensor:
+        """Positives, then negatives."""
+        return torch.cat([self.positive, self.negative])
+
+
+def sample(
+    assignment: Assignment, count: int, fraction: float, generator: torch.Generator | None
+) -> tuple[Sample, Assignment]:
+    """Draw at most `count` valid candidates, at most `fraction` of them positive; the rest negatives.
+
+    Returns:
+        The draw, and the assignment with `used` telling it.
+    """
+    valid = assignment.candidates.valid
+    positive = (assignment.positive & valid).nonzero()[:, 0]
+    positive = choose(positive, int(count * fraction), generator).sort().values
+    negative = (assignment.negative & valid).nonzero()[:, 0]
+    negative = choose(negative, count - len(positive), generator).sort().values
+    drawn = Sample(positive, negative)
+    used = torch.zeros_like(valid)
+    used[drawn.both()] = True
+    return drawn, replace(assignment, used=used)
+
+
+class FasterRCNNHead(nn.Module):
+    """Region proposals from all pyramid levels, then class and box of each proposal from the finest `roi_levels`.
+
+    Args:
+        config: the detector's; `config.faster_rcnn` describes this head.
+        strides: pixels per cell of every pyramid level, finest first.
+        name: the head's name in the model.
+
+    Raises:
+        ConfigError: `roi_levels` exceeds the pyramid.
+    """
+
+    def __init__(self, config: CoDETRConfig, strides: Sequence[int], name: str = "faster_rcnn") -> None:
+        super().__init__()
+        self.config, self.strides, self.name = config, tuple(strides), name
+        settings, dim = config.faster_rcnn, config.transformer.hidden_dim
+        if not 1 <= settings.roi_levels <= len(self.strides):
+            raise ConfigError(
+                f"faster_rcnn.roi_levels is {settings.roi_levels}, but the pyramid has {len(self.strides)} levels"
+            )
+        shapes = settings.anchor_scales_per_octave * len(settings.anchor_ratios)
+        self.rpn_conv = nn.Conv2d(dim, dim, 3, padding=1)
+        self.rpn_cls = nn.Conv2d(dim, shapes, 1)
+        self.rpn_reg = nn.Conv2d(dim, shapes * 4, 1)
+        self.shared_fcs = nn.ModuleList([
+            nn.Linear(dim * settings.roi_size**2, settings.roi_hidden),
+            nn.Linear(settings.roi_hidden, settings.roi_hidden),
+        ])  # fmt: skip
+        self.fc_cls = nn.Linear(settings.roi_hidden, config.num_classes + 1)
+        self.fc_reg = nn.Linear(settings.roi_hidden, config.num_classes * 4)
+        for layer in (self.rpn_conv, self.rpn_cls, self.rpn_reg, self.fc_cls):
+            nn.init.normal_(layer.weight, std=0.01)
+        nn.init.normal_(self.fc_reg.weight, std=0.001)
+        for layer in self.shared_fcs:
+            nn.init.xavier_uniform_(layer.weight)
+        for layer in (self.rpn_conv, self.rpn_cls, self.rpn_reg, self.fc_cls, self.fc_reg, *self.shared_fcs):
+            nn.init.zeros_(layer.bias)
+
+    def supervise(
+        self,
+        pyramid: Sequence[Tensor],
+        batch: ImageBatch,
+        targets: Sequence[Target],
+        generator: torch.Generator | None = None,
+    ) -> HeadOutput:
+        """Assign labels to anchors and proposals, sample, compute the losses and hand out the RoI head's positives.
+
+        Returns:
+            Losses `rpn_classification` (binary cross-entropy), `rpn_box` (L1), `roi_classification` (softmax
+            cross-entropy) and `roi_box` (GIoU), weighted. `assignments` are the RoI head's, over the image's own
+            object boxes followed by its proposals; `stages["rpn"]` are the anchors'.
+        """
+        settings = self.config.faster_rcnn
+        objectness, deltas = self.rpn(pyramid)
+        anchors = self._anchors(pyramid, batch)
+        rpn, losses = self._supervise_rpn(objectness, deltas, anchors, targets, generator)
+        proposals = self.propose(objectness, deltas, anchors, batch, settings.proposals_per_level)
+        drawn, assignments = [], []
+        for (boxes, scores), target in zip(proposals, targets, strict=True):
+            draw, assignment = sample(
+                self._assign_rois(boxes, scores, target),
+                settings.roi_samples,
+                settings.roi_positive_fraction,
+                generator,
+            )
+            drawn.append(draw)
+            assignments.append(assignment)
+        rois = [a.candidates.boxes[draw.both()] for a, draw in zip(assignments, drawn, strict=True)]
+        features = self.roi_features(pyramid, rois)
+        losses |= self._roi_losses(*self.roi(features), torch.cat(rois), drawn, assignments)
+        positives = self._positives(features.mean((2, 3)), drawn, assignments, generator)
+        return HeadOutput(self.name, assignments, {"rpn": rpn}, positives, losses)
+
+    @torch.no_grad()
+    def predict(self, pyramid: Sequence[Tensor], batch: ImageBatch) -> list[Detections]:
+        """Detections per image after NMS per class; `source_index` is the proposal, best proposal first."""
+        settings, classes = self.config.faster_rcnn, self.config.num_classes
+        anchors = self._anchors(pyramid, batch)
+        proposals = self.propose(*self.rpn(pyramid), anchors, batch, settings.test_proposals_per_level)
+        rois = [boxes for boxes, _ in proposals]
+        logits, deltas = self.roi(self.roi_features(pyramid, rois))
+        scores = logits.softmax(-1)[:, :classes]
+        boxes = box_ops.decode_deltas(torch.cat(rois)[:, None], deltas, ROI_STDS)
+        counts = [len(roi) for roi in rois]
+        found = []
+        for box, score, size in zip(boxes.split(counts), scores.split(counts), batch.valid_sizes, strict=True):
+            box, score = box_ops.clip(box, size).flatten(0, 1), score.flatten()
+            index = torch.arange(len(score), device=score.device)
+            keep = batched_nms(box, score, index % classes, settings.nms_iou)[: settings.max_detections]
+            found.append(Detections(box[keep], score[keep], keep % classes, keep // classes))
+        return found
+
+    # --- the RPN
+
+    def rpn(self, pyramid: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Objectness logits (B,S) and deltas (B,S,4) of the S anchors of all levels."""
+        objectness, deltas = [], []
+        for feature in pyramid:
+            hidden = F.relu(self.rpn_conv(feature), inplace=True)
+            objectness.append(self.rpn_cls(hidden).permute(0, 2, 3, 1).flatten(1))
+            deltas.append(self.rpn_reg(hidden).permute(0, 2, 3, 1).reshape(len(feature), -1, 4))
+        return torch.cat(objectness, 1), torch.cat(deltas, 1)
+
+    @torch.no_grad()
+    def propose(
+        self, objectness: Tensor, deltas: Tensor, anchors: Anchors, batch: ImageBatch, per_level: int
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Per image, up to `proposals` boxes (P,4), clipped to its valid size, and their scores (P,), best first.
+
+        Of every level, the best `per_level` anchors go through an NMS of their own.
+        """
+        settings = self.config.faster_rcnn
+        scores = objectness.sigmoid()
+        best, start = [], 0
+        for size in torch.bincount(anchors.level).tolist():
+            best.append(scores[:, start : start + size].topk(min(per_level, size), dim=1).indices + start)
+            start += size
+        counts = [index.shape[1] for index in best]
+        index = torch.cat(best, 1)
+        scores = scores.gather(1, index)
+        boxes = box_ops.decode_deltas(anchors.boxes[index], deltas.gather(1, index[..., None].expand(-1, -1, 4)))
+        boxes = torch.minimum(boxes.clamp(min=0), batch.whwh().to(boxes)[:, None])
+        result = []
+        for box, score in zip(boxes, scores, strict=True):
+            keep, start = [], 0
+            for part, rank in zip(box.split(counts), score.split(counts), strict=True):
+                keep.append(nms(part, rank, settings.proposal_nms_iou) + start)
+                start += len(part)
+            kept = torch.cat(keep)
+            # What clipping left empty goes; it never suppressed anything, having no area.
+            kept = kept[(box[kept, 2:] > box[kept, :2]).all(-1)]
+            kept = kept[score[kept].topk(min(settings.proposals, len(kept))).indices]
+            result.append((box[kept], score[kept]))
+        return result
+
+    def _supervise_rpn(
+        self,
+        objectness: Tensor,
+        deltas: Tensor,
+        anchors: Anchors,
+        targets: Sequence[Target],
+        generator: torch.Generator | None,
+    ) -> tuple[list[Assignment], dict[str, Tensor]]:
+        settings = self.config.faster_rcnn
+        assignments, positive, drawn, truth, count = [], [], [], [], 0
+        for image, target in enumerate(targets):
+            assignment = max_iou(
+                anchors.candidates(image), target, positive=settings.rpn_positive_iou,
+                negative=settings.rpn_negative_iou, low_quality=True, min_positive=settings.rpn_negative_iou,
+                name="RPN (max IoU)",
+            )  # fmt: skip
+            draw, assignment = sample(assignment, settings.rpn_samples, settings.rpn_positive_fraction, generator)
+            assignments.append(assignment)
+            positive.append(draw.positive + image * len(anchors.boxes))
+            drawn.append(draw.both() + image * len(anchors.boxes))
+            truth.append(target["boxes"][assignment.gt_index[draw.positive]])
+            # Each kind counts at least one per image; not averaged over processes (release).
+            count += max(len(draw.positive), 1) + max(len(draw.negative), 1)
+        chosen, every = torch.cat(positive), torch.cat(drawn)
+        goal = torch.zeros_like(objectness).flatten()
+        goal[chosen] = 1
+        classification = F.binary_cross_entropy_with_logits(objectness.flatten()[every], goal[every], reduction="sum")
+        expected = box_ops.encode_deltas(anchors.boxes[chosen % len(anchors.boxes)], torch.cat(truth))
+        box = F.l1_loss(deltas.flatten(0, 1)[chosen], expected, reduction="sum")
+        weight = self.config.aux_loss_factor * settings.weight_rpn / count
+        return assignments, {"rpn_classification": weight * classification, "rpn_box": weight * box}
+
+    def _anchors(self, pyramid: Sequence[Tensor], batch: ImageBatch) -> Anchors:
+        """Ratio (height over width) by ratio, each in all scales of the octave."""
+        settings, step = self.config.faster_rcnn, torch.arange(self.config.faster_rcnn.anchor_scales_per_octave)
+        scale = settings.anchor_scale * 2 ** (step / settings.anchor_scales_per_octave)
+        height = torch.tensor(settings.anchor_ratios).sqrt()[:, None]
+        sides = torch.stack([scale / height, scale * height], -1).flatten(0, 1)
+        return make_anchors(pyramid, self.strides, sides.to(pyramid[0].device), batch)
+
+    # --- the RoI head
+
+    def roi_features(self, pyramid: Sequence[Tensor], rois: Sequence[Tensor]) -> Tensor:
+        """(R,D,7,7) features of the (R_i,4) boxes of every image, image after image, each from its own level."""
+        settings = self.config.faster_rcnn
+        counts = torch.tensor([len(boxes) for boxes in rois])
+        boxes = torch.cat(list(rois))
+        image = torch.arange(len(rois)).repeat_interleave(counts).to(boxes)
+        numbered = torch.cat([image[:, None], boxes], 1)
+        level = self.roi_level(boxes)
+        rows, pooled = [], []
+        for index, (feature, stride) in enumerate(zip(pyramid, self.strides[: settings.roi_levels], strict=False)):
+            rows.append((level == index).nonzero()[:, 0])
+            pooled.append(
+                roi_align(feature, numbered[rows[-1]], settings.roi_size, 1 / stride, sampling_ratio=-1, aligned=True)
+            )
+        return torch.cat(pooled)[torch.cat(rows).argsort()]
+
+    def roi_level(self, boxes: Tensor) -> Tensor:
+        """(R,) the pyramid level that (R,4) boxes are pooled from: 0 up to twice `roi_finest_scale`, and so on."""
+        settings = self.config.faster_rcnn
+        scale = box_ops.area(boxes).sqrt() / settings.roi_finest_scale
+        return (scale + 1e-6).log2().floor().clamp(0, settings.roi_levels - 1).long()
+
+    def roi(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Class logits (R,C+1), background last, and deltas (R,C,4) of pooled features."""
+        hidden = features.flatten(1)
+        for layer in self.shared_fcs:
+            hidden = F.relu(layer(hidden), inplace=True)
+        return self.fc_cls(hidden), self.fc_reg(hidden).unflatten(1, (-1, 4))
+
+    def _assign_rois(self, boxes: Tensor, scores: Tensor, target: Target) -> Assignment:
+        """Objects' own boxes go first and belong to themselves; crowds give none."""
+        settings, strides = self.config.faster_rcnn, boxes.new_tensor(self.strides)
+        own = matchable(target)
+        rois = torch.cat([target["boxes"][own], boxes])
+        level = self.roi_level(rois)
+        valid = torch.ones_like(level, dtype=torch.bool)
+        ranked = torch.cat([scores.new_ones(len(own)), scores])
+        assignment = max_iou(
+            Candidates(rois, level, strides[level], valid, scores=ranked), target,
+            positive=settings.roi_positive_iou, negative=settings.roi_positive_iou, low_quality=False,
+            name="RoI head (max IoU)",
+        )  # fmt: skip
+        return replace(assignment, gt_index=torch.cat([own, assignment.gt_index[len(own) :]]))
+
+    def _roi_losses(
+        self, logits: Tensor, deltas: Tensor, rois: Tensor, drawn: list[Sample], assignments: list[Assignment]
+    ) -> dict[str, Tensor]:
+        """Both terms are divided by the number of sampled RoIs, negatives included; not averaged over processes."""
+        settings, count, start = self.config.faster_rcnn, max(1, len(rois)), 0
+        labels = torch.full((len(rois),), self.config.num_classes, device=rois.device)
+        positive, truth = [], []
+        for draw, assignment in zip(drawn, assignments, strict=True):
+            gt_index = assignment.gt_index[draw.positive]
+            positive.append(torch.arange(start, start + len(gt_index), device=rois.device))
+            labels[start : start + len(gt_index)] = assignment.target["labels"][gt_index]
+            truth.append(assignment.target["boxes"][gt_index])
+            start += len(draw.positive) + len(draw.negative)
+        chosen = torch.cat(positive)
+        boxes = box_ops.decode_deltas(rois[chosen], deltas[chosen, labels[chosen]], ROI_STDS)
+        factor = self.config.aux_loss_factor / count
+        return {
+            "roi_classification": factor * settings.weight_classification
+            * F.cross_entropy(logits, labels, reduction="sum"),
+            "roi_box": factor * settings.weight_box * giou_loss(boxes, torch.cat(truth)).sum(),
+        }  # fmt: skip
+
+    def _positives(
+        self,
+        features: Tensor,
+        drawn: list[Sample],
+        assignments: list[Assignment],
+        generator: torch.Generator | None,
+    ) -> list[Positives]:
+        """Paper vs. release: the release cuts all images to the smallest sample of the batch first; here none is cut."""
+        result, start = [], 0
+        for draw, assignment in zip(drawn, assignments, strict=True):
+            positive = draw.positive
+            spare = torch.arange(len(draw.negative), device=positive.device)
+            spare = choose(spare, self.config.queries.maximum, generator)
+            candidates, gt_index = assignment.candidates, assignment.gt_index[positive]
+            middle = start + len(positive)
+            result.append(
+                Positives(
+                    boxes=candidates.boxes[positive],
+                    labels=assignment.target["labels"][gt_index],
+                    target_boxes=assignment.target["boxes"][gt_index],
+                    gt_index=gt_index,
+                    level=candidates.level[positive],
+                    features=features[start:middle],
+                    kind=torch.where(positive < len(matchable(assignment.target)), GROUND_TRUTH, POSITIVE),
+                    negative_boxes=candidates.boxes[draw.negative[spare]],
+                    negative_features=features[middle + spare],
+                )
+            )
+            start = middle + len(draw.negative)
+        return result
