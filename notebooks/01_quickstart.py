@@ -1,0 +1,280 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 1 · Quickstart
+#
+# **The question: while a detector learns, how many of its guesses are told "you are this object"?**
+#
+# A detector makes many guesses for every image. During training, a rule, the *label assignment*, decides which guesses
+# belong to which object. Those are the *positives*; all others must learn to say "nothing here". A DETR takes exactly
+# one positive per object. Co-DETR adds *auxiliary heads* to the same encoder that take many.
+#
+# In this notebook you load two small models that were trained on the same images, look at what they find, and count.
+# You need to know what a bounding box and a tensor are. Run the cells from top to bottom; nothing is downloaded.
+
+# %%
+import torch
+
+import codetr_lab as lab
+from codetr_lab.data.shapes import Shapes
+from codetr_lab.engine.evaluate import evaluate
+from codetr_lab.images import prepare
+
+torch.set_num_threads(2)
+baseline = lab.load("lab_baseline")
+model = lab.load("lab_co_k2")
+print("baseline: ", baseline.config.aux_heads)
+print("Co-DETR:  ", model.config.aux_heads)
+
+# %% [markdown]
+# Both are the same detector: a backbone, an encoder, and a decoder with 50 queries. They differ in one thing. The
+# baseline has no auxiliary head, the other has K = 2 of them, ATSS and Faster R-CNN. (A *query* is a vector that the
+# decoder turns into one guess: a box and a score per class.)
+
+# %%
+assert baseline.config.aux_heads == ()
+assert model.config.aux_heads == ("atss", "faster_rcnn")
+assert baseline.config.num_queries == model.config.num_queries == 50
+
+# %% [markdown]
+# ## An image
+#
+# The images are drawn by a program: six kinds of shapes on a noisy background, with clutter that only looks like a
+# shape. This one is from the part that neither model has seen in training.
+
+# %%
+held_out = Shapes("val")
+image, target = held_out.image(0), held_out.target(0)
+names = [held_out.classes[label] for label in target["labels"]]
+print(f"{len(names)} objects: {', '.join(names)}")
+lab.viz.image_figure(image)
+
+# %% [markdown]
+# `image` is a NumPy array of shape (height, width, 3). `target` is a dictionary as torchvision's: `boxes` holds one row
+# (left, top, right, bottom) per object, in pixels, and `labels` one class number per object.
+
+# %%
+height, width, channels = image.shape
+assert channels == 3
+assert target["boxes"].shape == (len(names), 4)
+assert (target["boxes"][:, 2:] > target["boxes"][:, :2]).all()
+assert (target["boxes"] >= 0).all() and (target["boxes"] <= torch.tensor([width, height, width, height])).all()
+
+# %% [markdown]
+# ## What the model finds
+#
+# `predict` takes paths, PIL images or arrays, and answers per image and per head. The decoder, `detr`, is the detector;
+# the two auxiliary heads are there because we ask for them.
+
+# %%
+found = model.predict([image], heads=("detr", "atss", "faster_rcnn"))[0]
+lab.viz.detections_figure(image, found, threshold=0.4, classes=held_out.classes, target=target)
+
+# %% [markdown]
+# Three heads, one encoder, and three opinions that mostly agree. Let us hold the decoder against the truth: an object
+# is *found* when one of its confident boxes has the right class and overlaps the object with an IoU of at least 0.5
+# (intersection over union: 1 for equal boxes, 0 for boxes that do not touch).
+
+# %%
+from torchvision.ops import box_iou
+
+
+def objects_found(detections: lab.Detections, target: dict) -> torch.Tensor:
+    """(N,) True for every object that a detection with score 0.4 or more covers."""
+    kept = detections.select(detections.scores >= 0.4)
+    right_place = box_iou(target["boxes"], kept.boxes) >= 0.5
+    right_class = target["labels"][:, None] == kept.labels[None, :]
+    return (right_place & right_class).any(dim=1)
+
+
+hits = objects_found(found["detr"], target)
+print(f"found {int(hits.sum())} of {len(hits)} objects")
+assert hits.sum() > len(hits) / 2
+
+# %% [markdown]
+# ## What it was taught with
+#
+# Now the other direction. `trace` runs the training flow on this image, with its objects as targets, and keeps every
+# intermediate result under its name. Nothing is learned here; we only look.
+
+# %%
+ready = prepare(image, model.config.image)
+batch = lab.ImageBatch.from_images([ready.pixels])
+trace = model.trace(batch, [target])
+
+print("encoder output F:", [tuple(level.shape) for level in trace.memory])
+print("groups of queries:", {name: group.logits.shape[2] for name, group in trace.groups.items()})
+
+# %% [markdown]
+# The encoder's output F, `trace.memory`, is a list of feature maps of shape (batch, channels, height, width), from fine
+# to coarse. The decoder then worked on three groups of queries at once: the 50 `original` ones that every DETR has, and
+# one group of *customized positive queries* for each auxiliary head, made from that head's positives.
+#
+# Adding the groups does not change what the original queries say, because no group sees another:
+
+# %%
+assert list(trace.groups) == ["original", "atss", "faster_rcnn"]
+assert trace.groups["original"].logits.shape[2] == 50
+torch.testing.assert_close(trace.detections[0].boxes, found["detr"].boxes)
+
+# %% [markdown]
+# ## Counting positives
+#
+# Each head's decision is an `Assignment`. It says for every candidate (a query's box, an anchor, a proposal) which
+# object it was assigned to, and it can count.
+
+# %%
+assignments = {
+    "original": trace.groups["original"].assignments[-1][0],  # last decoder layer, first image
+    "atss": trace.heads["atss"].assignments[0],
+    "faster_rcnn": trace.heads["faster_rcnn"].assignments[0],
+}
+counts = {head: assignment.count_per_object() for head, assignment in assignments.items()}
+for head, count in counts.items():
+    print(f"{lab.viz.head_title(head):>14}: {count.tolist()}  mean {count.float().mean():.1f}")
+
+objects = [f"{number} {name}" for number, name in enumerate(names)]
+lab.viz.positives_bar({head: count.tolist() for head, count in counts.items()}, objects)
+
+# %% [markdown]
+# There is the answer. The decoder's own rule, *Hungarian matching*, gives every object exactly one query; the other
+# queries are all background. The auxiliary heads give most objects several candidates each. Every one of those pulls on
+# the encoder's features.
+
+# %%
+assert (counts["original"] == 1).all()
+assert counts["atss"].float().mean() > 2
+assert counts["faster_rcnn"].float().mean() > 2
+
+# %% [markdown]
+# ## Where the positives are
+#
+# Each marker is the centre of a candidate. Its symbol says which level of the feature pyramid it comes from; point at
+# it to see its IoU with the object and the threshold that it had to pass.
+
+# %%
+lab.viz.assignment_figure(image, assignments["atss"], "atss", classes=held_out.classes, title="ATSS")
+
+# %%
+lab.viz.assignment_figure(
+    image, assignments["original"], "original", classes=held_out.classes, title="Hungarian matching"
+)
+
+# %% [markdown]
+# An assignment can say in words why it decided as it did:
+
+# %%
+atss = assignments["atss"]
+positive = int(atss.positive.nonzero()[0])
+negative = int((atss.negative & atss.candidates.valid).nonzero()[0])
+print(atss.explain(positive))
+print()
+print(atss.explain(negative))
+assert atss.gt_index[positive] >= 0 > atss.gt_index[negative]
+
+# %% [markdown]
+# ## Does it help?
+#
+# More positives are of use only if the *decoder* gets better, because the auxiliary heads are thrown away after
+# training. Average precision (AP) is the usual number: 1 is perfect, 0 is useless. Here it is on 40 held-out images.
+
+# %%
+scores = {
+    "baseline": evaluate(baseline, held_out, limit=40, progress=False)["detr"],
+    "Co-DETR": evaluate(model, held_out, limit=40, progress=False)["detr"],
+}
+for name, metrics in scores.items():
+    print(f"{name:>9}: AP {metrics.AP:.3f}")
+assert scores["Co-DETR"].AP > scores["baseline"].AP
+
+# %% [markdown]
+# Same images, same number of training steps, same decoder at test time. Be careful with what this shows: one training
+# run of each model on small images could differ by luck. `codetr experiment quick` trains them again on your machine,
+# and the comparison over several seeds is what counts.
+#
+# ## Look around
+#
+# Everything above is in the workbench, with sliders: run `make demo` (or `codetr demo`) in a terminal and open the
+# address that it prints. The tab **Assign** shows the assignments of any image, the tab **Heads** what the heads find.
+#
+# ## Exercises
+#
+# Write your answer over `None` and run the cell after it. That cell is hidden; open it (the bar or the dots where it
+# should be) only when you want the solution.
+#
+# **1.** Does ATSS give more positives to a large object than to a small one? Set `answer_1` to the index of the object
+# in this image that has the most ATSS positives, and compare its area with the others'.
+
+# %%
+answer_1 = None
+
+# %% jupyter={"source_hidden": true} tags=["solution"]
+sizes = target["boxes"][:, 2:] - target["boxes"][:, :2]
+table = sorted(zip(sizes.prod(dim=1).tolist(), counts["atss"].tolist(), objects, strict=True))
+solution_1 = {index for index, count in enumerate(counts["atss"].tolist()) if count == counts["atss"].max()}
+assert solution_1 and max(count for _, count, _ in table) == counts["atss"].max()
+if answer_1 is None:
+    print("Your turn: set answer_1 above.")
+else:
+    print("Right." if answer_1 in solution_1 else "Not yet: look at counts['atss'].")
+    for area, count, name in table:
+        print(f"{name:>12}: {area:6.0f} square pixels, {count} positives")
+
+# %% [markdown]
+# **2.** ATSS first takes, for every object and every pyramid level, the `top_k` candidates whose centres are nearest;
+# then it keeps those whose IoU passes a threshold. `lab.assign.atss(candidates, target, top_k=...)` is that rule.
+# With `top_k=1`, how many positives does this image have in total? Compute it from `atss.candidates` and `target`.
+
+# %%
+answer_2 = None
+
+# %% jupyter={"source_hidden": true} tags=["solution"]
+fewer = lab.assign.atss(atss.candidates, target, top_k=1)
+solution_2 = int(fewer.positive.sum())
+assert solution_2 < int(atss.positive.sum())
+assert (lab.assign.atss(atss.candidates, target, top_k=9).gt_index == atss.gt_index).all()  # 9 is what we trained with
+if answer_2 is None:
+    print("Your turn: set answer_2 above.")
+else:
+    print("Right." if int(answer_2) == solution_2 else "Not yet: count `.positive` of the new assignment.")
+
+# %% [markdown]
+# **3.** Hungarian matching is done anew after every decoder layer. `trace.groups["original"].assignments[layer][0]` is
+# layer `layer`'s assignment, and the query of an object is where `gt_index` equals the object's index. For how many of
+# this image's objects is it the same query in all layers?
+
+# %%
+answer_3 = None
+
+# %% jupyter={"source_hidden": true} tags=["solution"]
+layers = [layer[0].gt_index for layer in trace.groups["original"].assignments]
+queries = torch.tensor([[int((gt_index == number).nonzero()) for gt_index in layers] for number in range(len(names))])
+solution_3 = int((queries == queries[:, :1]).all(dim=1).sum())
+assert queries.shape == (len(names), model.config.transformer.decoder_layers)
+assert 0 <= solution_3 <= len(names)
+if answer_3 is None:
+    print("Your turn: set answer_3 above.")
+else:
+    print(
+        "Right." if int(answer_3) == solution_3 else "Not yet: compare the query index of each object over the layers."
+    )
+    print("query of each object, layer by layer:", queries.tolist())
+
+# %% [markdown]
+# ## Where to go next
+#
+# | if you ask | go to |
+# |---|---|
+# | how does ATSS decide? | `codetr_lab/assign/atss.py`: the whole rule, on one page |
+# | how do positives become queries? | `codetr_lab/models/queries.py`, Equation 4 of the paper |
+# | where do all the losses come from? | `trace.losses`, and `codetr_lab/models/codetr.py` for the sum (Equation 6) |
+# | does it also help on my images? | `codetr train --help`: any folder in COCO format will do |
+# | how sure is the comparison above? | `codetr experiment quick` |

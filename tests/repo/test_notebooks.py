@@ -1,0 +1,102 @@
+"""A notebook and its source agree; what is committed was executed, is small, and says nothing about the machine."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import nbformat
+import pytest
+
+NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
+SOURCES = sorted(NOTEBOOKS.glob("*.py"))
+each = pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
+
+SMALL = """\
+# %% [markdown]
+# # A question?
+
+# %%
+print(6 * 7)
+"""
+
+
+@pytest.fixture(scope="module")
+def tool() -> ModuleType:
+    """tools/notebooks.py."""
+    spec = importlib.util.spec_from_file_location("notebooks_tool", NOTEBOOKS.parent / "tools" / "notebooks.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def read(source: Path) -> nbformat.NotebookNode:
+    return nbformat.read(source.with_suffix(".ipynb"), as_version=4)
+
+
+def test_there_are_notebooks_and_each_has_its_pair() -> None:
+    assert SOURCES
+    assert [path.stem for path in SOURCES] == [path.stem for path in sorted(NOTEBOOKS.glob("*.ipynb"))]
+
+
+@each
+def test_notebook_and_source_agree(source: Path, tool: ModuleType) -> None:
+    expected, written = tool.from_source(source), read(source)
+    assert written.metadata == expected.metadata
+    assert len(written.cells) == len(expected.cells)
+    for ours, theirs in zip(written.cells, expected.cells, strict=True):
+        assert (ours.id, ours.cell_type, ours.source, ours.metadata) == (
+            theirs.id, theirs.cell_type, theirs.source, theirs.metadata,
+        )  # fmt: skip
+
+
+@each
+def test_every_cell_was_executed_in_order_without_errors(source: Path) -> None:
+    code = [cell for cell in read(source).cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+    kinds = {output.output_type for cell in code for output in cell.outputs}
+    assert kinds <= {"stream", "execute_result", "display_data"}
+    assert not [output for cell in code for output in cell.outputs if output.get("name") == "stderr"]
+
+
+@each
+def test_outputs_are_small(source: Path, tool: ModuleType) -> None:
+    assert 0 < tool.output_bytes(read(source)) < tool.LARGEST_OUTPUTS
+
+
+@each
+def test_it_asks_one_question_and_ends_in_three_exercises(source: Path) -> None:
+    cells = read(source).cells
+    assert cells[0].source.startswith("# ") and "?" in cells[0].source
+    solutions = [cell for cell in cells if "solution" in cell.metadata.get("tags", [])]
+    assert len(solutions) == 3
+    assert all(cell.metadata["jupyter"]["source_hidden"] and "assert" in cell.source for cell in solutions)
+    assert "Where to go next" in cells[-1].source
+
+
+@pytest.mark.notebook
+def test_writing_a_notebook(tool: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = tmp_path / "small.py"
+    source.write_text(SMALL)
+    assert tool.main([str(source)]) == 0
+    first = source.with_suffix(".ipynb").read_bytes()
+    assert b"42" in first and str(tmp_path).encode() not in first
+    assert tool.main([str(source)]) == 0
+    assert source.with_suffix(".ipynb").read_bytes() == first
+    assert "small.ipynb: 2 cells" in capsys.readouterr().out
+
+
+@pytest.mark.notebook
+def test_a_notebook_that_fails_is_not_written(
+    tool: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    failing, large = tmp_path / "failing.py", tmp_path / "large.py"
+    failing.write_text(SMALL + "assert 1 == 2\n")
+    large.write_text(SMALL + f"print('x' * {tool.LARGEST_OUTPUTS})\n")
+    assert tool.main([str(failing), str(large)]) == 1
+    shown = capsys.readouterr().err
+    assert "failing.py" in shown and "AssertionError" in shown
+    assert "large.py" in shown and "show less" in shown
+    assert not list(tmp_path.glob("*.ipynb"))
