@@ -324,10 +324,10 @@ class _Run:
                     self.model, self.val_data, heads=(main_head(self.config),), limit=self.options.eval_images,
                     progress=self.options.progress,
                 )  # fmt: skip
-            numbers = {head: metrics.numbers for head, metrics in self.metrics.items()}
+            numbers = {head: metrics.stats for head, metrics in self.metrics.items()}
             self.log.add({"step": self.step, "seconds": round(self.seconds(), 3), "metrics": numbers})
             if bar is not None:
-                ap = self.metrics[main_head(self.config)].numbers["AP"]
+                ap = self.metrics[main_head(self.config)].stats["AP"]
                 bar.write(f"step {self.step}: AP {ap:.3f}")
         self.accelerator.wait_for_everyone()
         self.wrapped.train()
