@@ -1,0 +1,193 @@
+"""From a file to what a model reads: decode, resize as the release does, normalise."""
+
+from __future__ import annotations
+
+import os
+import struct
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from codetr_lab.models.config import ImageConfig
+from codetr_lab.structures import Size
+
+ImageSource = str | os.PathLike[str] | Image.Image | NDArray[np.generic]
+MAX_PIXELS = 100_000_000
+
+# What Pillow's decoders raise on damaged files, besides OSError.
+_DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error)
+
+
+class ImageError(ValueError):
+    """An image cannot be used; the message names it and says why."""
+
+
+def load_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
+    """An image as (H,W,3) uint8 RGB, upright.
+
+    The EXIF orientation is applied, transparency is laid over white, 16-bit grey values are scaled to 8 bits, and of
+    an animation the first frame is taken.
+
+    Args:
+        source: a path, a Pillow image, or an array (H,W), (H,W,1), (H,W,3) or (H,W,4) of uint8 or uint16.
+        max_pixels: larger images are refused before they are decoded.
+
+    Raises:
+        ImageError: missing, empty, not an image, damaged, too large, or an array of another kind.
+    """
+    if isinstance(source, np.ndarray):
+        return _from_array(source, max_pixels)
+    if isinstance(source, Image.Image):
+        return _decode(source, "the image", max_pixels)
+    if not isinstance(source, str | os.PathLike):
+        raise ImageError(f"an image must be a path, a Pillow image or an array, got {type(source).__name__}")
+    path = Path(source)
+    try:
+        if path.is_dir():
+            raise ImageError(f"{path}: is a folder; give the path of one image")
+        if path.stat().st_size == 0:
+            raise ImageError(f"{path}: the file is empty (0 bytes); fetch or export it again")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit has its own message
+            image = Image.open(path)
+    except FileNotFoundError as error:
+        raise ImageError(f"{path}: no such file") from error
+    except UnidentifiedImageError as error:
+        raise ImageError(f"{path}: {_what_it_is(path)}; convert it to JPEG or PNG") from error
+    except Image.DecompressionBombError as error:
+        raise ImageError(_too_large(str(path), None, max_pixels)) from error
+    except ImageError:
+        raise
+    except _DECODER_ERRORS as error:
+        raise ImageError(f"{path}: cannot be read ({_first_line(error)})") from error
+    with image:
+        return _decode(image, str(path), max_pixels)
+
+
+def _first_line(error: BaseException) -> str:
+    """The error's words on one line."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _what_it_is(path: Path) -> str:
+    """Say what a file is that Pillow does not know."""
+    with path.open("rb") as file:
+        start = file.read(256).lstrip().lower()
+    if start.startswith((b"<svg", b"<?xml", b"<!doctype svg")):
+        return "is a vector drawing (SVG), not a pixel image"
+    if start.startswith((b"<!doctype html", b"<html")):
+        return "is a web page, not an image"
+    return "is not an image, or its header is damaged"
+
+
+def _too_large(name: str, size: tuple[int, int] | None, max_pixels: int) -> str:
+    """The message for a picture beyond the limit; `size` is (width, height)."""
+    what = f"has {size[0]} x {size[1]} pixels" if size else "is too large"
+    return f"{name}: {what}; the limit is {max_pixels / 1e6:g} megapixels: make it smaller first"
+
+
+def _decode(image: Image.Image, name: str, max_pixels: int) -> NDArray[np.uint8]:
+    """A Pillow image, whose pixels may not have been read yet, as (H,W,3) uint8."""
+    if image.width * image.height > max_pixels:
+        raise ImageError(_too_large(name, image.size, max_pixels))
+    if min(image.size) == 0:
+        raise ImageError(f"{name}: has no pixels ({image.width} x {image.height})")
+    try:
+        image = ImageOps.exif_transpose(image)
+        if image.mode == "F":
+            raise ImageError(f"{name}: holds floating-point numbers; convert it to 8 bits first")
+        if image.mode.startswith("I"):
+            return _from_array(np.asarray(image).clip(0, 65535).astype(np.uint16), max_pixels)
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            white = Image.new("RGBA", image.size, "white")
+            image = Image.alpha_composite(white, image)
+        return np.array(image.convert("RGB"))
+    except ImageError:
+        raise
+    except _DECODER_ERRORS as error:
+        raise ImageError(f"{name}: the file is damaged ({_first_line(error)}); fetch or export it again") from error
+
+
+def _from_array(array: NDArray[np.generic], max_pixels: int) -> NDArray[np.uint8]:
+    """A uint8 or uint16 array of 1, 3 or 4 channels as (H,W,3) uint8; never the caller's own memory."""
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
+        raise ImageError(f"an image array must be (H, W), (H, W, 3) or (H, W, 4), got shape {array.shape}")
+    height, width = array.shape[:2]
+    if min(height, width) == 0:
+        raise ImageError(f"an image array has no pixels, shape {array.shape}")
+    if height * width > max_pixels:
+        raise ImageError(_too_large("the image array", (width, height), max_pixels))
+    if array.dtype == np.uint16:
+        array = (array.astype(np.uint32) + 128) // 257  # 65535 becomes 255, to the nearest grey
+    elif array.dtype != np.uint8:
+        raise ImageError(f"an image array must be uint8 (0..255), got {array.dtype}; convert it first")
+    array = array.astype(np.uint8)
+    if array.ndim == 2:
+        array = array[:, :, None]
+    if array.shape[2] == 4:
+        alpha = array[:, :, 3:].astype(np.float32) / 255
+        array = (array[:, :, :3] * alpha + 255 * (1 - alpha) + 0.5).astype(np.uint8)
+    if array.shape[2] == 1:
+        array = array.repeat(3, 2)
+    return np.ascontiguousarray(array)
+
+
+def resized_size(height: int, width: int, short: int, long: int) -> Size:
+    """The size (height, width) that keeps the ratio, with the short side at most `short` and the long at most `long`.
+
+    One of the two is reached. Rounded half up as mmcv 1.5's `rescale_size`, which the release calls; never below 1.
+    """
+    scale = min(long / max(height, width), short / min(height, width))
+    return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
+
+
+def resize(image: NDArray[np.uint8], size: Size) -> NDArray[np.uint8]:
+    """(H,W,3) uint8 to `size` (height, width), bilinear without antialiasing.
+
+    The release resizes with OpenCV's `INTER_LINEAR`; the result is at most one grey level away from it.
+    """
+    if image.shape[:2] == size:
+        return image
+    pixels = torch.tensor(image).permute(2, 0, 1)[None].float()
+    pixels = F.interpolate(pixels, size=size, mode="bilinear", align_corners=False, antialias=False)
+    return pixels[0].add_(0.5).to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
+
+
+def normalise(image: NDArray[np.uint8], config: ImageConfig) -> Tensor:
+    """(H,W,3) uint8 RGB to (3,H,W) float32, mean subtracted and divided by the standard deviation."""
+    pixels = torch.from_numpy(image.transpose(2, 0, 1).copy()).float()
+    mean, std = torch.tensor(config.mean), torch.tensor(config.std)
+    return pixels.sub_(mean[:, None, None]).div_(std[:, None, None])
+
+
+@dataclass(frozen=True)
+class PreparedImage:
+    """An image as the model reads it.
+
+    Attributes:
+        pixels: (3,h,w) float32, resized and normalised.
+        original_size: (height, width) before resizing.
+        scale: (x, y), resized over original; the two differ by rounding.
+    """
+
+    pixels: Tensor
+    original_size: Size
+    scale: tuple[float, float]
+
+
+def prepare(image: NDArray[np.uint8], config: ImageConfig) -> PreparedImage:
+    """(H,W,3) uint8 RGB, as `load_image` gives it, resized and normalised for evaluation."""
+    height, width = image.shape[:2]
+    new_height, new_width = resized_size(height, width, config.short, config.long)
+    pixels = normalise(resize(image, (new_height, new_width)), config)
+    return PreparedImage(pixels, (height, width), (new_width / width, new_height / height))
