@@ -1,0 +1,222 @@
+"""How clearly the encoder's features tell objects from background: Eq. 7, Eq. 8 and the IoF-IoB curve (Fig. 2-3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from codetr_lab.structures import Size, Trace
+
+
+class AnalysisError(ValueError):
+    """Numbers were asked for that these inputs cannot give; the message says why."""
+
+
+def discriminability(levels: Sequence[Tensor], image_size: Size, pad_mask: Tensor | None = None) -> Tensor:
+    """D(F) of Eq. 7: the l2 norm of the encoder's features, level by level over its maximum, averaged over levels.
+
+    Args:
+        levels: the memory (not the pyramid) as maps (B,D,h,w).
+        image_size: (H,W) of the batch, padding included.
+        pad_mask: (B,H,W) bool, True = padding. Padded cells have no part in the resizing, so that an image has the
+            same map alone and in any batch, as long as its size is a multiple of the strides.
+
+    Returns:
+        (B,1,H,W) in [0,1]; 0 where padded. Every image and level is divided by its own maximum.
+
+    Raises:
+        AnalysisError: no level, or `pad_mask` of another size than the batch's.
+    """
+    if not levels:
+        raise AnalysisError("discriminability needs at least one feature level, got none")
+    batch, device = len(levels[0]), levels[0].device
+    if pad_mask is None:
+        pad_mask = torch.zeros(batch, *image_size, dtype=torch.bool, device=device)
+    if pad_mask.shape != (batch, *image_size):
+        raise AnalysisError(f"pad_mask has shape {tuple(pad_mask.shape)}, the batch has {(batch, *image_size)}")
+    valid = ~pad_mask[:, None]
+    total = torch.zeros(batch, 1, *image_size, device=device)
+    for features in levels:
+        norm = features.float().norm(dim=1, keepdim=True)
+        # Interpolation weighted by validity: at the border of the valid area it repeats the last valid cell, exactly
+        # as interpolation does at the border of an image.
+        cells = F.interpolate(valid.float(), size=norm.shape[-2:], mode="nearest")
+        resized = F.interpolate(
+            torch.cat([norm * cells, cells], 1), size=image_size, mode="bilinear", align_corners=False
+        )
+        scores = torch.where(valid & (resized[:, 1:] > 0), resized[:, :1] / resized[:, 1:], 0)
+        peak = scores.amax(dim=(1, 2, 3), keepdim=True)
+        total += scores / torch.where(peak > 0, peak, 1)
+    return total / len(levels)
+
+
+def foreground_from_boxes(boxes: Tensor, size: Size) -> Tensor:
+    """(H,W) bool: pixels whose centre lies inside any of the (N,4) xyxy `boxes`, given in the same pixels."""
+    height, width = size
+    x = torch.arange(width, device=boxes.device) + 0.5
+    y = torch.arange(height, device=boxes.device) + 0.5
+    columns = (boxes[:, 0:1] <= x) & (x < boxes[:, 2:3])
+    rows = (boxes[:, 1:2] <= y) & (y < boxes[:, 3:4])
+    return (rows[:, :, None] & columns[:, None, :]).any(0)
+
+
+def foreground_from_masks(masks: Tensor) -> Tensor:
+    """(H,W) bool: pixels of any of the (N,H,W) `masks`."""
+    return masks.bool().any(0)
+
+
+@dataclass(frozen=True)
+class IofIobCurve:
+    """IoF against IoB for rising thresholds.
+
+    Attributes:
+        thresholds: (T,) ascending S, float64.
+        iof: (T,) share of the foreground with D > S, falling from 1 to 0.
+        iob: (T,) share of the background with D < S, rising from 0 to 1.
+    """
+
+    thresholds: Tensor
+    iof: Tensor
+    iob: Tensor
+
+    def area(self) -> float:
+        """Area under IoF as a function of IoB by the trapezoid rule, in [0,1]; higher separates better."""
+        return float((self.iob.diff() * (self.iof[1:] + self.iof[:-1])).sum() / 2)
+
+
+def _split(score_map: Tensor, foreground: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Flat float64 scores and flat foreground of the valid pixels."""
+    masks = {"foreground": foreground} if valid is None else {"foreground": foreground, "valid": valid}
+    for name, mask in masks.items():
+        if mask.shape != score_map.shape:
+            raise AnalysisError(
+                f"{name} has shape {tuple(mask.shape)}, the score map {tuple(score_map.shape)}; they must be equal"
+            )
+    scores, inside = score_map.detach().flatten().double(), foreground.flatten().bool()
+    if valid is not None:
+        kept = valid.flatten().bool()
+        scores, inside = scores[kept], inside[kept]
+    if not torch.isfinite(scores).all():
+        raise AnalysisError("the score map contains NaN or infinite values")
+    return scores, inside
+
+
+def iof_iob_curve(score_map: Tensor, foreground: Tensor, valid: Tensor | None = None) -> IofIobCurve:
+    """The exact curve of Eq. 8: IoF = share of foreground with D > S, IoB = share of background with D < S.
+
+    Both inequalities are strict, as in the paper: a pixel with D = S counts in neither. Every S that changes anything
+    is there: below all scores (IoB 0, IoF 1), each distinct score, a point in each gap, above all (IoB 1, IoF 0). The
+    curve is therefore a staircase, and its area is exactly P(D of a foreground pixel > D of a background pixel), ties
+    counted as 0. (The area under an ROC curve counts them as one half; without ties the two are equal.) A constant map
+    has area 0.
+
+    Args:
+        score_map: scores of any range and shape, for example (H,W).
+        foreground: bool of the same shape.
+        valid: bool of the same shape; False = leave out (padding, crowd). Unlike `pad_mask`, True means "count it".
+
+    Raises:
+        AnalysisError: shapes differ, scores are not finite, or there is no foreground or no background.
+    """
+    scores, inside = _split(score_map, foreground, valid)
+    total = int(inside.sum()), int((~inside).sum())
+    if 0 in total:
+        missing = "background" if total[0] else "foreground"
+        raise AnalysisError(f"there is no {missing} pixel, so the IoF-IoB curve is not defined for this image")
+    values, index = scores.unique(return_inverse=True)
+    above = total[0] - torch.bincount(index[inside], minlength=len(values)).cumsum(0)
+    up_to = torch.bincount(index[~inside], minlength=len(values)).cumsum(0)
+    below = torch.cat([up_to.new_zeros(1), up_to[:-1]])
+    # Rows alternate: S = value k, then S in the gap above it (the last gap ends at infinity).
+    gaps = torch.cat([(values[1:] + values[:-1]) / 2, values.new_tensor([torch.inf])])
+    thresholds = torch.stack([values, gaps], 1).flatten()
+    iof = torch.stack([above, above], 1).flatten() / total[0]
+    iob = torch.stack([below, up_to], 1).flatten() / total[1]
+    return IofIobCurve(
+        torch.cat([values.new_tensor([-torch.inf]), thresholds]),
+        torch.cat([values.new_ones(1), iof.double()]),
+        torch.cat([values.new_zeros(1), iob.double()]),
+    )
+
+
+class MeanCurve:
+    """The mean of many images' IoF-IoB curves at 1,024 fixed thresholds, in constant memory.
+
+    The thresholds lie in [0,1], evenly in log(1 - S) from 1 to 1e-5: the encoder ends in a LayerNorm, so most of D
+    lies within a few percent of its maximum, where evenly spaced thresholds would be far too coarse. Images without
+    foreground or without background are counted in `skipped` and otherwise left out.
+    """
+
+    def __init__(self) -> None:
+        self.images = 0
+        self.skipped = 0
+        self._thresholds = 1 - torch.logspace(0, -5, 1024, dtype=torch.float64)
+        self._iof = torch.zeros(1024, dtype=torch.float64)
+        self._iob = torch.zeros(1024, dtype=torch.float64)
+        self._area = 0.0
+
+    def add(self, score_map: Tensor, foreground: Tensor, valid: Tensor | None = None) -> None:
+        """Add one image; arguments as in `iof_iob_curve`, scores in [0,1].
+
+        Raises:
+            AnalysisError: shapes differ, or scores are not finite or outside [0,1].
+        """
+        scores, inside = _split(score_map, foreground, valid)
+        if len(scores) and not 0 <= float(scores.min()) <= float(scores.max()) <= 1 + 1e-6:
+            raise AnalysisError(
+                f"scores lie in [{float(scores.min()):g}, {float(scores.max()):g}]; the mean curve needs [0, 1]"
+            )
+        front, back = scores[inside].sort().values.cpu(), scores[~inside].sort().values.cpu()
+        if not len(front) or not len(back):
+            self.skipped += 1
+            return
+        self._iof += 1 - torch.searchsorted(front, self._thresholds, right=True) / len(front)
+        self._iob += torch.searchsorted(back, self._thresholds) / len(back)
+        self._area += float(torch.searchsorted(back, front).double().mean()) / len(back)
+        self.images += 1
+
+    def add_trace(self, trace: Trace) -> None:
+        """Add every image of a `Trace` with targets: D of its memory against its boxes, the padding left out.
+
+        Raises:
+            AnalysisError: the trace has no targets.
+        """
+        if trace.targets is None:
+            raise AnalysisError("the trace has no targets, so nothing is foreground; call model.trace(batch, targets)")
+        size = (trace.batch.pad_mask.shape[1], trace.batch.pad_mask.shape[2])
+        maps = discriminability(trace.memory, size, trace.batch.pad_mask)
+        for score_map, target, pad_mask in zip(maps[:, 0], trace.targets, trace.batch.pad_mask, strict=True):
+            boxes = target["boxes"].to(score_map.device)
+            self.add(score_map, foreground_from_boxes(boxes, size), ~pad_mask)
+
+    def curve(self) -> IofIobCurve:
+        """The mean so far, with the end points (IoB 0, IoF 1) and (1, 0).
+
+        Raises:
+            AnalysisError: no image with foreground and background was added.
+        """
+        self._check()
+        infinity = torch.tensor([torch.inf], dtype=torch.float64)
+        one, zero = torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+        return IofIobCurve(
+            torch.cat([-infinity, self._thresholds, infinity]),
+            torch.cat([one, self._iof / self.images, zero]),
+            torch.cat([zero, self._iob / self.images, one]),
+        )
+
+    def mean_area(self) -> float:
+        """The mean of the images' exact areas. Unlike `curve().area()` it does not ask that images share one threshold.
+
+        Raises:
+            AnalysisError: no image with foreground and background was added.
+        """
+        self._check()
+        return self._area / self.images
+
+    def _check(self) -> None:
+        if not self.images:
+            raise AnalysisError("no image with objects and background was added to the mean curve")
