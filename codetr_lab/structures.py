@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -40,11 +40,11 @@ def _map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
 class TensorRecord:
     """Moves every tensor of a dataclass at once."""
 
-    def to(self, device: torch.device | str):
+    def to(self, device: torch.device | str) -> Self:
         """The same record with all tensors on `device`."""
         return _map_tensors(self, lambda tensor: tensor.to(device))
 
-    def detach(self):
+    def detach(self) -> Self:
         """The same record cut from the graph."""
         return _map_tensors(self, Tensor.detach)
 
@@ -308,7 +308,7 @@ class Detections(TensorRecord):
             for box, score, label in zip(xywh, self.scores.double().tolist(), self.labels.tolist(), strict=True)
         ]  # fmt: skip
 
-    def to_supervision(self):
+    def to_supervision(self) -> Any:
         """A `supervision.Detections`."""
         import supervision
 
