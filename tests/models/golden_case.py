@@ -1,0 +1,77 @@
+"""Reading the reference numbers in `tests/golden` (see FORMAT.md there)."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from codetr_lab.models.codetr import CoDETR
+from codetr_lab.models.presets import create_model
+from codetr_lab.models.released import load_released
+from codetr_lab.structures import ImageBatch, Target
+
+FOLDER = Path(__file__).parents[1] / "golden"
+SIZES = {"one": [(256, 320)], "two": [(256, 320), (200, 288)]}
+
+
+def generator() -> ModuleType:
+    """The module that makes weights and images from names."""
+    spec = importlib.util.spec_from_file_location("detweights", FOLDER / "detweights.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class Golden:
+    """One file of reference numbers."""
+
+    def __init__(self, name: str) -> None:
+        self.data = np.load(FOLDER / f"{name}.npz")
+        notes = FOLDER / f"{name}.json"
+        self.notes = json.loads(notes.read_text()) if notes.exists() else {}
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        """A stored array; only those that are kept whole."""
+        assert f"{name}//step" not in self.data or self.data[f"{name}//step"] == 1, f"{name} is kept in part only"
+        array = self.data[name]
+        return array.reshape(self.data[f"{name}//shape"]) if f"{name}//shape" in self.data else array
+
+    def error(self, name: str, ours: Tensor) -> float:
+        """Largest difference over the largest magnitude, on what is kept of the tensor."""
+        expected = self.data[name]
+        full = ours.detach().numpy()
+        assert list(full.shape) == list(self.data[f"{name}//shape"]), (name, full.shape, self.data[f"{name}//shape"])
+        step = int(self.data[f"{name}//step"]) if f"{name}//step" in self.data else 1
+        kept = full.reshape(-1)[::step]
+        finite = np.isfinite(expected.reshape(-1))
+        difference = np.abs(kept[finite] - expected.reshape(-1)[finite])
+        return float(difference.max() / np.abs(expected.reshape(-1)[finite]).max())
+
+
+def released_model(preset: str, manifest: str) -> CoDETR:
+    """A model whose weights the generator makes from the released key names."""
+    weights = generator()
+    keys = json.loads((FOLDER / f"manifest_{manifest}.json").read_text())["keys"]
+    state = {name: torch.from_numpy(np.asarray(weights.make(name, shape))) for name, shape in keys.items()}
+    return load_released(create_model(preset), state)
+
+
+def batch(case: str) -> ImageBatch:
+    """The case's images, already normalised."""
+    make = generator().image
+    images = [make(f"input/{case}/{i}", (1, 3, h, w))[0] for i, (h, w) in enumerate(SIZES[case])]
+    return ImageBatch.from_images([torch.from_numpy(image) for image in images])
+
+
+def targets(golden: Golden, case: str) -> list[Target]:
+    """The ground truth of a training case."""
+    return [
+        {"boxes": torch.from_numpy(golden[f"gt/{i}/bboxes"]), "labels": torch.from_numpy(golden[f"gt/{i}/labels"])}
+        for i in range(len(SIZES[case]))
+    ]
