@@ -192,8 +192,8 @@ scores = {
     "Co-DETR": evaluate(model, held_out, limit=40, progress=False)["detr"],
 }
 for name, metrics in scores.items():
-    print(f"{name:>9}: AP {metrics.AP:.3f}")
-assert scores["Co-DETR"].AP > scores["baseline"].AP
+    print(f"{name:>9}: AP {metrics.ap:.3f}")
+assert scores["Co-DETR"].ap > scores["baseline"].ap
 
 # %% [markdown]
 # Same images, same number of training steps, same decoder at test time. Be careful with what this shows: one training
