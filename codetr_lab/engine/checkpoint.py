@@ -290,8 +290,9 @@ def load_state(folder: str | Path) -> TrainingState:
     path = Path(folder) / STATE_FILE
     if not path.is_file():
         raise CheckpointError(f"{folder}: holds no {STATE_FILE}, so there is nothing to resume")
+    content = io.BytesIO(path.read_bytes())
     try:
-        return TrainingState(**torch.load(path, map_location="cpu", weights_only=True))
-    except (RuntimeError, EOFError, pickle.UnpicklingError, TypeError, ValueError) as error:
-        reason = str(error).splitlines()[0][:120]
+        return TrainingState(**torch.load(content, map_location="cpu", weights_only=True))
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, TypeError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
         raise CheckpointError(f"{path}: damaged or cut short ({reason}); start the run again") from error

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from codetr_lab.models.config import RecipeConfig
+from codetr_lab.models.config import ConfigError, RecipeConfig
 
 
 def multiplier(name: str, multipliers: Sequence[tuple[str, float]]) -> float:
@@ -27,14 +27,14 @@ def parameter_groups(model: nn.Module, recipe: RecipeConfig) -> list[dict[str, A
     Frozen parameters are left out. Norms and biases decay like everything else, as in the release.
 
     Raises:
-        ValueError: the model has no parameter to train.
+        ConfigError: the model has no parameter to train.
     """
     by_factor: dict[float, list[tuple[str, nn.Parameter]]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             by_factor.setdefault(multiplier(name, recipe.lr_multipliers), []).append((name, parameter))
     if not by_factor:
-        raise ValueError("the model has no parameter to train: everything is frozen; lower backbone.frozen_stages")
+        raise ConfigError("the model has no parameter to train: everything is frozen; lower backbone.frozen_stages")
     return [
         {
             "params": [parameter for _, parameter in members],

@@ -220,6 +220,8 @@ def _coerce(kind: Any, value: Any, name: str) -> Any:
     """Lists become tuples and dictionaries dataclasses, as JSON needs; plain kinds are checked."""
     if is_dataclass(kind) and isinstance(value, dict):
         return override(kind(), **value)
+    if isinstance(value, dict):
+        return {key: _coerce(None, item, name) for key, item in value.items()}
     if isinstance(value, list):
         return tuple(_coerce(None, item, name) for item in value)
     if get_args(kind) and isinstance(get_args(kind)[0], str) and value not in get_args(kind):
