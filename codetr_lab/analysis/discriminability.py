@@ -134,12 +134,12 @@ def iof_iob_curve(score_map: Tensor, foreground: Tensor, valid: Tensor | None = 
     # Rows alternate: S = value k, then S in the gap above it (the last gap ends at infinity).
     gaps = torch.cat([(values[1:] + values[:-1]) / 2, values.new_tensor([torch.inf])])
     thresholds = torch.stack([values, gaps], 1).flatten()
-    iof = torch.stack([above, above], 1).flatten() / total[0]
-    iob = torch.stack([below, up_to], 1).flatten() / total[1]
+    iof = torch.stack([above, above], 1).flatten().double() / total[0]
+    iob = torch.stack([below, up_to], 1).flatten().double() / total[1]
     return IofIobCurve(
         torch.cat([values.new_tensor([-torch.inf]), thresholds]),
-        torch.cat([values.new_ones(1), iof.double()]),
-        torch.cat([values.new_zeros(1), iob.double()]),
+        torch.cat([values.new_ones(1), iof]),
+        torch.cat([values.new_zeros(1), iob]),
     )
 
 
@@ -174,8 +174,8 @@ class MeanCurve:
         if not len(front) or not len(back):
             self.skipped += 1
             return
-        self._iof += 1 - torch.searchsorted(front, self._thresholds, right=True) / len(front)
-        self._iob += torch.searchsorted(back, self._thresholds) / len(back)
+        self._iof += 1 - torch.searchsorted(front, self._thresholds, right=True).double() / len(front)
+        self._iob += torch.searchsorted(back, self._thresholds).double() / len(back)
         self._area += float(torch.searchsorted(back, front).double().mean()) / len(back)
         self.images += 1
 
