@@ -84,7 +84,7 @@ def test_another_models_weights_name_keys_and_shapes(model: CoDETR, tmp_path: Pa
     weights["extra"] = weights.pop("encoder.level_embeds")
     safetensors.torch.save_file(weights, tmp_path / "b" / "model.safetensors")
     with pytest.raises(
-        CheckpointError, match="the file lacks encoder.level_embeds; the file has extra, the model does"
+        CheckpointError, match=r"the file lacks encoder.level_embeds; the file has extra, the model does"
     ):
         load(tmp_path / "b")
 
@@ -99,7 +99,7 @@ def test_damaged_and_missing_files_take_one_line(model: CoDETR, tmp_path: Path) 
             load(tmp_path)
         assert "\n" not in str(caught.value)
     weights.unlink()
-    with pytest.raises(CheckpointError, match="holds no model.safetensors"):
+    with pytest.raises(CheckpointError, match=r"holds no model.safetensors"):
         load(tmp_path)
     (tmp_path / "config.json").write_text('{"num_querie')
     with pytest.raises(CheckpointError, match=r"config.json: not a model configuration"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -85,7 +86,7 @@ def test_cosine_schedule_warms_up_and_ends_at_one_percent() -> None:
     assert schedule(999, recipe) == pytest.approx(0.01)
     assert schedule(549, recipe) > 0.505 > schedule(550, recipe)
     factors = [schedule(step, recipe) for step in range(100, 1000)]
-    assert all(a >= b for a, b in zip(factors, factors[1:], strict=False))
+    assert all(a >= b for a, b in itertools.pairwise(factors))
 
 
 def test_schedules_shorter_than_their_warm_up_stay_finite() -> None:
