@@ -128,18 +128,19 @@ def _from_array(array: NDArray[np.generic], max_pixels: int) -> NDArray[np.uint8
     if height * width > max_pixels:
         raise ImageError(_too_large("the image array", (width, height), max_pixels))
     if array.dtype == np.uint16:
-        array = (array.astype(np.uint32) + 128) // 257  # 65535 becomes 255, to the nearest grey
-    elif array.dtype != np.uint8:
+        values = ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)  # 65535 becomes 255, to the nearest grey
+    elif array.dtype == np.uint8:
+        values = array.astype(np.uint8)
+    else:
         raise ImageError(f"an image array must be uint8 (0..255), got {array.dtype}; convert it first")
-    array = array.astype(np.uint8)
-    if array.ndim == 2:
-        array = array[:, :, None]
-    if array.shape[2] == 4:
-        alpha = array[:, :, 3:].astype(np.float32) / 255
-        array = (array[:, :, :3] * alpha + 255 * (1 - alpha) + 0.5).astype(np.uint8)
-    if array.shape[2] == 1:
-        array = array.repeat(3, 2)
-    return np.ascontiguousarray(array)
+    if values.ndim == 2:
+        values = values[:, :, None]
+    if values.shape[2] == 4:
+        alpha = values[:, :, 3:].astype(np.float32) / 255
+        values = (values[:, :, :3] * alpha + 255 * (1 - alpha) + 0.5).astype(np.uint8)
+    if values.shape[2] == 1:
+        values = values.repeat(3, 2)
+    return np.ascontiguousarray(values)
 
 
 def resized_size(height: int, width: int, short: int, long: int) -> Size:

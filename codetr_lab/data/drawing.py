@@ -36,12 +36,9 @@ def star(x: Floats, y: Floats) -> Floats:
     distance = np.hypot(x, y)
     u, v = distance * np.cos(angle), distance * np.sin(np.abs(angle))
     outer, inner = 1.1, 0.5
-    tip = np.array([outer, 0.0])
-    edge = np.array([inner * np.cos(np.pi / 5), inner * np.sin(np.pi / 5)]) - tip
-    normal = np.array([-edge[1], edge[0]]) / np.linalg.norm(edge)
-    if normal @ tip < 0:
-        normal = -normal
-    return (u - np.float32(outer)) * np.float32(normal[0]) + v * np.float32(normal[1])
+    edge_u, edge_v = inner * math.cos(math.pi / 5) - outer, inner * math.sin(math.pi / 5)
+    length = math.hypot(edge_u, edge_v)
+    return (u - np.float32(outer)) * np.float32(edge_v / length) - v * np.float32(edge_u / length)
 
 
 def cross(x: Floats, y: Floats) -> Floats:
@@ -127,10 +124,18 @@ def unit(values: Floats) -> Floats:
     return np.minimum(values, 1, out=values)
 
 
+def from_nearest(values: Floats) -> Floats:
+    """Distance to the nearest whole number, -0.5..0.5, in place."""
+    values -= np.rint(values)
+    return values
+
+
 def stripes(u: Floats, period: float) -> Floats:
     """Soft-edged stripes across u (pixels): 0..1, half of each."""
-    wave = np.abs((u / np.float32(period)) % 1 - np.float32(0.5)) * np.float32(period)
-    return unit(wave - np.float32(period / 4 - 0.5))
+    wave = np.abs(from_nearest(u / np.float32(period)))
+    wave *= np.float32(period)
+    wave -= np.float32(period / 4 - 0.5)
+    return unit(wave)
 
 
 @lru_cache(maxsize=64)
@@ -150,7 +155,8 @@ def _upsampling(cells: int, size: int) -> Floats:
 def smooth_noise(rng: np.random.Generator, cells: int, size: int) -> Floats:
     """(size,size) smooth hills, about `cells` of them across; mean 0, standard deviation about 0.5."""
     weights = _upsampling(cells, size)
-    return weights @ rng.standard_normal((cells + 3, cells + 3), dtype=np.float32) @ weights.T
+    heights = rng.standard_normal((cells + 3, cells + 3), dtype=np.float32)
+    return np.matmul(np.matmul(weights, heights), weights.T)
 
 
 def background(rng: np.random.Generator, size: int, texture: float) -> Floats:
@@ -178,20 +184,22 @@ def background(rng: np.random.Generator, size: int, texture: float) -> Floats:
     return pixels
 
 
-def pattern(rng: np.random.Generator, x: Floats, y: Floats) -> Floats | None:
+def pattern(rng: np.random.Generator, x: Floats, y: Floats, radius: float) -> Floats | None:
     """(h,w) share of the second colour (0..1) on an object's surface; None for a plain one.
 
-    Striped, checked, dotted or speckled, in the object's own (rotated) coordinates x, y in pixels.
+    Striped, checked, dotted or speckled, along the object's own (rotated) coordinates x, y in units of its `radius`,
+    which is in pixels.
     """
     kind = rng.random()
     if kind < 0.35:
         return None
+    if kind > 0.88:
+        return rng.random(x.shape, dtype=np.float32) * np.float32(0.6)
+    x, y = x * np.float32(radius), y * np.float32(radius)
     period = rng.uniform(5, 11)
     if kind < 0.65:
         return stripes(x, period)
     if kind < 0.75:
         return np.abs(stripes(x, 1.3 * period) - stripes(y, 1.3 * period))
-    if kind < 0.88:
-        u, v = (x / np.float32(period)) % 1 - np.float32(0.5), (y / np.float32(period)) % 1 - np.float32(0.5)
-        return unit(np.float32(0.28 * period + 0.5) - np.hypot(u, v) * np.float32(period))
-    return rng.random(x.shape, dtype=np.float32) * np.float32(0.6)
+    u, v = from_nearest(x / np.float32(period)), from_nearest(y / np.float32(period))
+    return unit(np.float32(0.28 * period + 0.5) - np.hypot(u, v) * np.float32(period))
