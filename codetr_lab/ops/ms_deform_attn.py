@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from codetr_lab.ops import compiled
+
+logger = logging.getLogger(__name__)
 
 
 def ms_deform_attn(
@@ -24,25 +30,62 @@ def ms_deform_attn(
         sampling_locations: (B,Q,heads,levels,points,2) as (x, y) in units of the level's width and height: 0 is the
             left or top edge of its first cell, 1 the far edge of its last. Outside, the value is zero.
         attention_weights: (B,Q,heads,levels,points).
-        backend: `auto` or `reference` (this formula in plain PyTorch).
+        backend: `compiled` (the C++ operator), `reference` (the formula in plain PyTorch), or `auto`: compiled where it
+            is built and takes these tensors, else the formula; one log line says which. The environment variable
+            `CODETR_OPS=reference` makes `auto` take the formula.
 
     Returns:
         (B,Q,heads * D)
 
     Raises:
-        ValueError: sizes that do not fit, or an unknown backend.
+        ValueError: sizes that do not fit, an unknown backend, or `compiled` where it cannot be had.
     """
+    _check(value, spatial_shapes, sampling_locations, attention_weights)
+    if backend not in ("auto", "compiled", "reference"):
+        raise ValueError(f"unknown backend {backend!r}; choose from auto, compiled, reference")
+    if backend == "reference":
+        return reference(value, spatial_shapes, sampling_locations, attention_weights)
+    obstacle = compiled.unavailable() or compiled.unfit(value, sampling_locations, attention_weights)
+    if obstacle and backend == "compiled":
+        raise ValueError(f"the compiled operator cannot be used: {obstacle}")
+    if not torch.compiler.is_compiling():
+        _announce(obstacle)
+    function = reference if obstacle else compiled.ms_deform_attn
+    return function(value, spatial_shapes, sampling_locations, attention_weights)
+
+
+@functools.cache
+def _announce(obstacle: str) -> None:
+    """One log line for every way in which `auto` decides."""
+    if obstacle:
+        logger.info("deformable attention: plain PyTorch formula; the compiled operator is not used: %s", obstacle)
+    else:
+        logger.info("deformable attention: compiled operator")
+
+
+def _check(
+    value: Tensor, spatial_shapes: Sequence[tuple[int, int]], sampling_locations: Tensor, attention_weights: Tensor
+) -> None:
+    if value.ndim != 4 or sampling_locations.ndim != 6 or sampling_locations.shape[-1] != 2:
+        raise ValueError(
+            "expected value (B,S,heads,D) and sampling_locations (B,Q,heads,levels,points,2), got "
+            f"{tuple(value.shape)} and {tuple(sampling_locations.shape)}"
+        )
     batch, tokens, heads, _ = value.shape
     if sum(h * w for h, w in spatial_shapes) != tokens:
-        raise ValueError(f"value holds {tokens} tokens, but spatial_shapes {list(spatial_shapes)} describe another number")
+        raise ValueError(
+            f"value holds {tokens} tokens, but spatial_shapes {list(spatial_shapes)} describe another number"
+        )
     if sampling_locations.shape[:-1] != attention_weights.shape or sampling_locations.shape[3] != len(spatial_shapes):
         raise ValueError(
             f"sampling_locations {tuple(sampling_locations.shape)} and attention_weights "
             f"{tuple(attention_weights.shape)} do not fit {len(spatial_shapes)} levels"
         )
-    if backend not in ("auto", "reference"):
-        raise ValueError(f"unknown backend {backend!r}; choose from auto, reference")
-    return reference(value, spatial_shapes, sampling_locations, attention_weights)
+    if sampling_locations.shape[0] != batch or sampling_locations.shape[2] != heads:
+        raise ValueError(
+            f"sampling_locations {tuple(sampling_locations.shape)} do not fit value {tuple(value.shape)}: "
+            "batch size and heads must be the same"
+        )
 
 
 def reference(

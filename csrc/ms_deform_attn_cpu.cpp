@@ -1,0 +1,219 @@
+// The operator on CPU tensors: checks, choice of instruction set, threads.
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+#include <tuple>
+#include <vector>
+
+#include "cpu/problem.h"
+
+#ifndef CODETR_BUILD
+#define CODETR_BUILD "unknown"
+#endif
+
+// Found again in the file by whoever asks whether it was built from the present sources.
+extern "C" __attribute__((visibility("default"), used)) const char codetr_ops_build[] = "codetr-ops-build:" CODETR_BUILD;
+
+namespace codetr {
+namespace {
+
+using torch::headeronly::IntHeaderOnlyArrayRef;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+const InstructionSet &instruction_set() {
+  static const InstructionSet &chosen = []() -> const InstructionSet & {
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    const char *limit = std::getenv("CODETR_OPS_ISA");  // for tests: generic or avx2 on a newer processor
+    const bool up_to_generic = limit != nullptr && std::strcmp(limit, "generic") == 0;
+    const bool up_to_avx2 = up_to_generic || (limit != nullptr && std::strcmp(limit, "avx2") == 0);
+    if (!up_to_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw"))
+      return avx512;
+    if (!up_to_generic && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return avx2;
+#endif
+    return generic;
+  }();
+  return chosen;
+}
+
+template <typename T>
+const Kernels<T> &kernels() {
+  if constexpr (std::is_same_v<T, float>) {
+    return instruction_set().single;
+  } else {
+    return instruction_set().twice;
+  }
+}
+
+Tensor dense(const Tensor &t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
+
+// The level constants of one query's sampling points.
+template <typename T>
+struct Geometry {
+  std::vector<T> sizes;
+  std::vector<int32_t> integers;
+
+  Geometry(const std::vector<int64_t> &shapes, int64_t heads, int64_t points) {
+    const int64_t levels = static_cast<int64_t>(shapes.size()) / 2, count = heads * levels * points;
+    sizes.resize(2 * count);
+    integers.resize(3 * count);
+    int64_t i = 0;
+    for (int64_t head = 0; head < heads; ++head) {
+      int64_t start = 0;
+      for (int64_t level = 0; level < levels; ++level) {
+        const int64_t rows = shapes[2 * level], columns = shapes[2 * level + 1];
+        for (int64_t point = 0; point < points; ++point, ++i) {
+          sizes[i] = static_cast<T>(columns);
+          sizes[count + i] = static_cast<T>(rows);
+          integers[i] = static_cast<int32_t>(columns);
+          integers[count + i] = static_cast<int32_t>(rows);
+          integers[2 * count + i] = static_cast<int32_t>(start);
+        }
+        start += rows * columns;
+      }
+    }
+  }
+};
+
+void check(const Tensor &value, const std::vector<int64_t> &shapes, const Tensor &locations, const Tensor &weights) {
+  STD_TORCH_CHECK(value.dim() == 4 && locations.dim() == 6 && weights.dim() == 5,
+                  "ms_deform_attn: expected value (B,S,heads,D), locations (B,Q,heads,levels,points,2) and weights "
+                  "(B,Q,heads,levels,points)");
+  STD_TORCH_CHECK(value.is_cpu() && locations.is_cpu() && weights.is_cpu(), "ms_deform_attn: not all tensors are on the CPU");
+  STD_TORCH_CHECK(value.scalar_type() == ScalarType::Float || value.scalar_type() == ScalarType::Double,
+                  "ms_deform_attn: the compiled CPU operator takes float32 and float64");
+  STD_TORCH_CHECK(locations.scalar_type() == value.scalar_type() && weights.scalar_type() == value.scalar_type(),
+                  "ms_deform_attn: value, locations and weights are of different types");
+  STD_TORCH_CHECK(locations.size(5) == 2 && locations.size(0) == value.size(0) && locations.size(2) == value.size(2) &&
+                      2 * locations.size(3) == static_cast<int64_t>(shapes.size()),
+                  "ms_deform_attn: locations do not fit value and spatial_shapes");
+  for (int64_t d = 0; d < 5; ++d)
+    STD_TORCH_CHECK(weights.size(d) == locations.size(d), "ms_deform_attn: weights do not fit locations");
+  int64_t tokens = 0;
+  for (size_t i = 0; i + 1 < shapes.size(); i += 2) {
+    STD_TORCH_CHECK(shapes[i] >= 0 && shapes[i + 1] >= 0, "ms_deform_attn: spatial_shapes holds a negative size");
+    tokens += shapes[i] * shapes[i + 1];
+  }
+  STD_TORCH_CHECK(tokens == value.size(1), "ms_deform_attn: value holds ", value.size(1),
+                  " tokens, spatial_shapes describes ", tokens);
+  STD_TORCH_CHECK(value.size(1) * value.size(2) * value.size(3) < std::numeric_limits<int32_t>::max(),
+                  "ms_deform_attn: an image's value has 2^31 elements or more");
+}
+
+template <typename T>
+Problem<T> problem(const Geometry<T> &geometry, const Tensor &value, const Tensor &locations, const Tensor &weights) {
+  Problem<T> p{};
+  p.batch = value.size(0);
+  p.tokens = value.size(1);
+  p.heads = value.size(2);
+  p.depth = value.size(3);
+  p.queries = locations.size(1);
+  p.points = locations.size(3) * locations.size(4);
+  const int64_t count = p.heads * p.points;
+  p.width = geometry.sizes.data();
+  p.height = p.width + count;
+  p.columns = geometry.integers.data();
+  p.rows = p.columns + count;
+  p.start = p.rows + count;
+  p.value = static_cast<const T *>(value.data_ptr());
+  p.locations = static_cast<const T *>(locations.data_ptr());
+  p.weights = static_cast<const T *>(weights.data_ptr());
+  return p;
+}
+
+template <typename T>
+void run_forward(const Tensor &value, const std::vector<int64_t> &shapes, const Tensor &locations, const Tensor &weights,
+                 Tensor &output) {
+  const Geometry<T> geometry(shapes, value.size(2), locations.size(4));
+  Problem<T> p = problem(geometry, value, locations, weights);
+  p.output = static_cast<T *>(output.data_ptr());
+  const auto kernel = kernels<T>().forward;
+  const int64_t rows = p.batch * p.queries;
+  if (torch::stable::get_num_threads() == 1) return kernel(p, 0, rows);
+  // About 20,000 samples a thread, or the fork costs more than it saves.
+  const int64_t grain = 1 + 20000 / (1 + p.heads * p.points);
+  torch::stable::parallel_for(0, rows, grain, [&](int64_t begin, int64_t end) { kernel(p, begin, end); });
+}
+
+template <typename T>
+void run_backward(const Tensor &grad_output, const Tensor &value, const std::vector<int64_t> &shapes,
+                  const Tensor &locations, const Tensor &weights, Tensor &grad_value, Tensor &grad_locations,
+                  Tensor &grad_weights) {
+  const Geometry<T> geometry(shapes, value.size(2), locations.size(4));
+  Problem<T> p = problem(geometry, value, locations, weights);
+  p.grad_output = static_cast<const T *>(grad_output.data_ptr());
+  p.grad_value = static_cast<T *>(grad_value.data_ptr());
+  p.grad_locations = static_cast<T *>(grad_locations.data_ptr());
+  p.grad_weights = static_cast<T *>(grad_weights.data_ptr());
+  const auto kernel = kernels<T>().backward;
+  const int64_t threads = torch::stable::get_num_threads();
+  // One task is an image and a run of its heads: nobody else writes to those channels of the value's gradient.
+  const int64_t runs = p.batch % threads == 0 ? 1 : (p.heads < threads ? p.heads : threads);
+  const auto work = [&](int64_t begin, int64_t end) {
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t run = task % runs;
+      kernel(p, task / runs, run * p.heads / runs, (run + 1) * p.heads / runs);
+    }
+  };
+  if (threads == 1) return work(0, p.batch * runs);
+  torch::stable::parallel_for(0, p.batch * runs, 1, work);
+}
+
+Tensor forward(const Tensor &value, std::vector<int64_t> shapes, const Tensor &locations, const Tensor &weights) {
+  check(value, shapes, locations, weights);
+  const int64_t sizes[] = {value.size(0), locations.size(1), value.size(2) * value.size(3)};
+  const Tensor v = dense(value), l = dense(locations), w = dense(weights);
+  Tensor output = torch::stable::new_empty(v, IntHeaderOnlyArrayRef(sizes, 3));
+  if (output.numel() == 0) return output;
+  if (v.scalar_type() == ScalarType::Float) {
+    run_forward<float>(v, shapes, l, w, output);
+  } else {
+    run_forward<double>(v, shapes, l, w, output);
+  }
+  return output;
+}
+
+std::tuple<Tensor, Tensor, Tensor> backward(const Tensor &grad_output, const Tensor &value, std::vector<int64_t> shapes,
+                                            const Tensor &locations, const Tensor &weights) {
+  check(value, shapes, locations, weights);
+  STD_TORCH_CHECK(grad_output.is_cpu() && grad_output.scalar_type() == value.scalar_type() && grad_output.dim() == 3 &&
+                      grad_output.size(0) == value.size(0) && grad_output.size(1) == locations.size(1) &&
+                      grad_output.size(2) == value.size(2) * value.size(3),
+                  "ms_deform_attn: the output's gradient does not fit");
+  const Tensor g = dense(grad_output), v = dense(value), l = dense(locations), w = dense(weights);
+  Tensor grad_value = torch::stable::new_zeros(v, v.sizes());
+  Tensor grad_locations = torch::stable::new_empty(l, l.sizes());
+  Tensor grad_weights = torch::stable::new_empty(w, w.sizes());
+  if (g.numel() == 0) {
+    torch::stable::zero_(grad_locations);
+    torch::stable::zero_(grad_weights);
+  } else if (v.scalar_type() == ScalarType::Float) {
+    run_backward<float>(g, v, shapes, l, w, grad_value, grad_locations, grad_weights);
+  } else {
+    run_backward<double>(g, v, shapes, l, w, grad_value, grad_locations, grad_weights);
+  }
+  return {grad_value, grad_locations, grad_weights};
+}
+
+}  // namespace
+}  // namespace codetr
+
+STABLE_TORCH_LIBRARY(codetr_lab, m) {
+  m.def(
+      "ms_deform_attn(Tensor value, int[] spatial_shapes, Tensor sampling_locations, Tensor attention_weights) -> Tensor");
+  m.def(
+      "ms_deform_attn_backward(Tensor grad_output, Tensor value, int[] spatial_shapes, Tensor sampling_locations, "
+      "Tensor attention_weights) -> (Tensor, Tensor, Tensor)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(codetr_lab, CPU, m) {
+  m.impl("ms_deform_attn", TORCH_BOX(&codetr::forward));
+  m.impl("ms_deform_attn_backward", TORCH_BOX(&codetr::backward));
+}
