@@ -35,10 +35,12 @@ demo: .venv/.demo
 
 test: .venv/.all
 	@$(VENV) -m codetr_lab.doctor --tests
+	@$(VENV) -m codetr_lab.build_ops
 	@OMP_NUM_THREADS=1 PLOTLY_RENDERER=plotly_mimetype $(VENV) -m pytest --numprocesses 2 --dist loadfile \
 		--nbmake --nbmake-timeout 300 --cov --cov-report term --durations 10 --quiet
 
 check: .venv/.all lint
+	@$(VENV) -m codetr_lab.build_ops
 	@$(VENV) -m mypy
 	@OMP_NUM_THREADS=1 $(VENV) -m pytest --numprocesses 2 --dist loadfile -m "$(QUICK)" --quiet
 
