@@ -1,4 +1,4 @@
-"""Anchors of all pyramid levels of a batch."""
+"""Cells of all pyramid levels in one row: their tokens and their anchors."""
 
 from __future__ import annotations
 
@@ -9,6 +9,11 @@ import torch
 from torch import Tensor
 
 from codetr_lab.structures import Candidates, ImageBatch
+
+
+def tokens(levels: Sequence[Tensor]) -> Tensor:
+    """Maps (B,D,H_j,W_j) to (B, sum of H_j * W_j, D), cells in row-major order."""
+    return torch.cat([level.flatten(2) for level in levels], 2).transpose(1, 2)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from codetr_lab.assign import atss
 from codetr_lab.draws import choose
 from codetr_lab.losses import average_over_ranks, giou_loss, one_hot, sigmoid_focal_loss
 from codetr_lab.models.config import CoDETRConfig
-from codetr_lab.models.heads.anchors import Anchors, make_anchors
+from codetr_lab.models.heads.anchors import Anchors, make_anchors, tokens
 from codetr_lab.structures import POSITIVE, Assignment, Detections, HeadOutput, ImageBatch, Positives, Target
 
 STDS = (0.1, 0.1, 0.2, 0.2)
@@ -45,11 +45,6 @@ class Scale(nn.Module):
         return x * self.scale
 
 
-def tokens(levels: Sequence[Tensor]) -> Tensor:
-    """Maps (B,D,H_j,W_j) to (B, sum of H_j * W_j, D), cells in row-major order."""
-    return torch.cat([level.flatten(2) for level in levels], 2).transpose(1, 2)
-
-
 class ATSSHead(nn.Module):
     """Classification, box and centerness of one square anchor per cell of every pyramid level.
 
@@ -76,6 +71,9 @@ class ATSSHead(nn.Module):
 
     def forward(self, pyramid: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Class logits (B,S,C), box deltas (B,S,4) and centerness logits (B,S) of the S cells of all levels."""
+        # Box and centerness read the same map: one convolution for both.
+        weight = torch.cat([self.atss_reg.weight, self.atss_centerness.weight])
+        bias = torch.cat([self.atss_reg.bias, self.atss_centerness.bias])
         logits, deltas, centerness = [], [], []
         for feature, scale in zip(pyramid, self.scales, strict=True):
             cls, reg = feature, feature
@@ -84,8 +82,9 @@ class ATSSHead(nn.Module):
             for conv in self.reg_convs:
                 reg = conv(reg)
             logits.append(self.atss_cls(cls))
-            deltas.append(scale(self.atss_reg(reg)))
-            centerness.append(self.atss_centerness(reg))
+            both = F.conv2d(reg, weight, bias, padding=1)
+            deltas.append(scale(both[:, :4]))
+            centerness.append(both[:, 4:])
         return tokens(logits), tokens(deltas), tokens(centerness)[..., 0]
 
     def supervise(
@@ -168,7 +167,7 @@ class ATSSHead(nn.Module):
     def _positives(
         self, features: Tensor, assignments: list[Assignment], generator: torch.Generator | None
     ) -> list[Positives]:
-        """Paper vs. release: anchors in the padding can fill up the queries, as boxes of zeros (bug 6 of the release)."""
+        """Paper vs. release: anchors in the padding can fill up the queries too, as boxes of zeros (a slip)."""
         result = []
         for image, assignment in enumerate(assignments):
             positive = assignment.positive.nonzero()[:, 0]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import batched_nms, nms, roi_align
+from torchvision.ops import batched_nms, nms
 
 from codetr_lab import boxes as box_ops
 from codetr_lab.assign import max_iou
@@ -16,7 +16,8 @@ from codetr_lab.assign.objects import matchable
 from codetr_lab.draws import choose
 from codetr_lab.losses import giou_loss
 from codetr_lab.models.config import CoDETRConfig, ConfigError
-from codetr_lab.models.heads.anchors import Anchors, make_anchors
+from codetr_lab.models.heads.anchors import Anchors, make_anchors, tokens
+from codetr_lab.models.heads.roi_align import roi_align
 from codetr_lab.structures import (
     GROUND_TRUTH,
     POSITIVE,
@@ -160,12 +161,11 @@ class FasterRCNNHead(nn.Module):
 
     def rpn(self, pyramid: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Objectness logits (B,S) and deltas (B,S,4) of the S anchors of all levels."""
-        objectness, deltas = [], []
-        for feature in pyramid:
-            hidden = F.relu(self.rpn_conv(feature), inplace=True)
-            objectness.append(self.rpn_cls(hidden).permute(0, 2, 3, 1).flatten(1))
-            deltas.append(self.rpn_reg(hidden).permute(0, 2, 3, 1).reshape(len(feature), -1, 4))
-        return torch.cat(objectness, 1), torch.cat(deltas, 1)
+        # The 1x1 convolutions of all levels at once, as linear layers on tokens.
+        hidden = tokens([F.relu(self.rpn_conv(level), inplace=True) for level in pyramid])
+        objectness = F.linear(hidden, self.rpn_cls.weight.flatten(1), self.rpn_cls.bias)
+        deltas = F.linear(hidden, self.rpn_reg.weight.flatten(1), self.rpn_reg.bias)
+        return objectness.flatten(1), deltas.reshape(len(hidden), -1, 4)
 
     @torch.no_grad()
     def propose(
@@ -244,17 +244,15 @@ class FasterRCNNHead(nn.Module):
     def roi_features(self, pyramid: Sequence[Tensor], rois: Sequence[Tensor]) -> Tensor:
         """(R,D,7,7) features of the (R_i,4) boxes of every image, image after image, each from its own level."""
         settings = self.config.faster_rcnn
-        counts = torch.tensor([len(boxes) for boxes in rois])
         boxes = torch.cat(list(rois))
-        image = torch.arange(len(rois)).repeat_interleave(counts).to(boxes)
-        numbered = torch.cat([image[:, None], boxes], 1)
+        counts = torch.tensor([len(group) for group in rois], device=boxes.device)
+        image = torch.arange(len(rois), device=boxes.device).repeat_interleave(counts)
         level = self.roi_level(boxes)
         rows, pooled = [], []
-        for index, (feature, stride) in enumerate(zip(pyramid, self.strides[: settings.roi_levels], strict=False)):
-            rows.append((level == index).nonzero()[:, 0])
-            pooled.append(
-                roi_align(feature, numbered[rows[-1]], settings.roi_size, 1 / stride, sampling_ratio=-1, aligned=True)
-            )
+        for index, stride in enumerate(self.strides[: settings.roi_levels]):
+            row = (level == index).nonzero()[:, 0]
+            rows.append(row)
+            pooled.append(roi_align(pyramid[index], boxes[row], image[row], settings.roi_size, 1 / stride))
         return torch.cat(pooled)[torch.cat(rows).argsort()]
 
     def roi_level(self, boxes: Tensor) -> Tensor:
@@ -314,7 +312,7 @@ class FasterRCNNHead(nn.Module):
         assignments: list[Assignment],
         generator: torch.Generator | None,
     ) -> list[Positives]:
-        """Paper vs. release: the release cuts all images to the smallest sample of the batch first; here none is cut."""
+        """Paper vs. release: the release cuts every image to the smallest sample of the batch; here none is cut."""
         result, start = [], 0
         for draw, assignment in zip(drawn, assignments, strict=True):
             positive = draw.positive
