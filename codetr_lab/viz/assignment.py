@@ -46,8 +46,8 @@ def candidate_table(assignment: Assignment, object_index: int | None = None) -> 
     if len(thresholds):
         table[about >= 0, 4] = thresholds[about[about >= 0]]
     if candidates.scores is not None and len(candidates):
-        scores = candidates.scores.detach().sigmoid().numpy()
-        table[:, 5] = scores if scores.ndim == 1 else scores.max(1)
+        scores = candidates.scores.detach()
+        table[:, 5] = (scores if scores.ndim == 1 else scores.sigmoid().amax(1)).numpy()
     return table
 
 
@@ -163,7 +163,7 @@ def assignment_figure(
     if selected is not None:
         box = assignment.candidates.boxes.detach().numpy()[selected : selected + 1]
         add_boxes(figure, box, Marks(colors.SELECTED, 2.5), "chosen candidate", showlegend=True)
-        ring = {"symbol": "circle-open", "size": 18, "line": {"color": colors.SELECTED, "width": 3}}
+        ring = {"symbol": "circle-open", "size": 18, "color": colors.SELECTED, "line": {"width": 3}}
         x, y = centres(box)
         figure.add_trace(go.Scatter(x=x, y=y, mode="markers", marker=ring, hoverinfo="skip", showlegend=False))
     return figure

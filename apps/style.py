@@ -1,0 +1,105 @@
+"""The look of the workbench: system fonts, one accent, and a few styles for its own elements. No file is fetched."""
+
+from __future__ import annotations
+
+from html import escape
+
+import gradio as gr
+
+from codetr_lab.viz import colors
+from codetr_lab.viz.image import FONT
+
+_MONO = ("ui-monospace", "DejaVu Sans Mono", "monospace")
+
+
+def theme() -> gr.themes.Base:
+    """Gradio's plain theme in the reader's own system fonts."""
+    return gr.themes.Base(
+        primary_hue="blue", neutral_hue="slate", radius_size="md", font=[name.strip("' ") for name in FONT.split(",")],
+        font_mono=list(_MONO),
+    ).set(
+        block_border_width="0px", block_background_fill="transparent", block_shadow="none", block_padding="4px",
+        block_label_background_fill="transparent", body_background_fill="white", body_background_fill_dark="#0b0f19",
+        slider_color=colors.head_color("original"),
+    )  # fmt: skip
+
+
+CSS = """
+.gradio-container { max-width: 1440px !important; margin: 0 auto; padding: 12px 20px 32px !important; }
+.page-head h1 { font-size: 1.5rem; font-weight: 700; margin: 0; line-height: 1.2; }
+.page-head p { margin: 2px 0 0; color: var(--body-text-color-subdued); font-size: .95rem; }
+.intro { max-width: 72em; margin: 2px 0 6px; font-size: 1rem; line-height: 1.45; }
+.warning { border-left: 4px solid #D55E00; background: color-mix(in srgb, #D55E00 12%, transparent);
+  padding: 8px 12px; border-radius: 4px; margin: 4px 0; }
+.hint { color: var(--body-text-color-subdued); font-size: .85rem; }
+.figure-grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 260px), 1fr)); gap: 18px; }
+.panel { margin: 0; min-width: 0; max-width: 460px; }
+.panel-caption { display: flex; flex-wrap: wrap; align-items: baseline; gap: 0 8px; padding-bottom: 4px; }
+.panel-swatch { width: 12px; height: 12px; border-radius: 3px; align-self: center; }
+.panel-title { font-size: 1.05rem; font-weight: 650; }
+.panel-note { color: var(--body-text-color-subdued); font-size: .9rem; }
+.panel-plot { width: 100%; min-height: 200px; }
+.why { border-left: 4px solid var(--accent, #888); padding: 6px 14px; font-size: 1.02rem; line-height: 1.5;
+  background: color-mix(in srgb, var(--body-text-color) 4%, transparent); border-radius: 4px; }
+.why b { display: block; font-size: .9rem; color: var(--body-text-color-subdued); font-weight: 600; }
+.scroll { overflow-x: auto; }
+table.counts { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
+table.counts caption { text-align: left; font-size: 1.05rem; font-weight: 650; padding: 6px 0; }
+table.counts th { text-align: left; font-weight: 600; padding: 3px 14px 3px 0; white-space: nowrap; border: 0; }
+table.counts td { padding: 3px 14px 3px 0; border: 0; min-width: 84px; width: 30%; }
+table.counts thead th { border-bottom: 1px solid var(--border-color-primary); }
+table.counts tfoot th, table.counts tfoot td { border-top: 1px solid var(--border-color-primary); font-weight: 600; }
+table.counts tr.chosen { background: color-mix(in srgb, var(--body-text-color) 8%, transparent); }
+.bar { display: flex; align-items: center; gap: 8px; }
+.bar i { display: block; height: 14px; border-radius: 2px; min-width: 2px; }
+@media (max-width: 640px) {
+  .gradio-container { padding: 8px 10px 24px !important; }
+  .page-head h1 { font-size: 1.25rem; }
+  .panel { max-width: none; }
+  table.counts td { min-width: 60px; }
+}
+"""
+
+
+def intro(text: str) -> str:
+    """The two sentences at the top of a tab."""
+    return f'<p class="intro">{escape(text)}</p>'
+
+
+def warning(text: str) -> str:
+    """A line that must not be overlooked."""
+    return f'<p class="warning" role="alert">{escape(text)}</p>'
+
+
+def explanation(title: str, text: str, color: str) -> str:
+    """Why one candidate is what it is."""
+    return f'<div class="why" style="--accent:{color}"><b>{escape(title)}</b>{escape(text)}</div>'
+
+
+def count_table(counts: dict[str, list[int]], objects: list[str], chosen: int | None) -> str:
+    """Positives per object (rows) and head (columns), as numbers with bars.
+
+    Args:
+        counts: per head, one count per object.
+        objects: the objects' names.
+        chosen: the row to point out.
+    """
+    most = max((max(values, default=0) for values in counts.values()), default=0) or 1
+
+    def cell(head: str, value: int) -> str:
+        bar = f"width:{72 * value / most:.0f}%;background:{colors.head_color(head)}"
+        return f'<td data-head="{head}"><div class="bar"><i style="{bar}"></i><span>{value}</span></div></td>'
+
+    head = "".join(f'<th scope="col">{escape(colors.head_title(name))}</th>' for name in counts)
+    rows = "".join(
+        f'<tr data-object="{i}"{" class=chosen" if i == chosen else ""}><th scope="row">{escape(name)}</th>'
+        + "".join(cell(head_name, values[i]) for head_name, values in counts.items())
+        + "</tr>"
+        for i, name in enumerate(objects)
+    )
+    mean = "".join(f"<td>{sum(v) / max(1, len(v)):.1f} per object</td>" for v in counts.values())
+    return (
+        '<div class="scroll"><table class="counts"><caption>Positives per object</caption>'
+        f'<thead><tr><th scope="col">object</th>{head}</tr></thead><tbody>{rows}</tbody>'
+        f'<tfoot><tr><th scope="row">mean</th>{mean}</tr></tfoot></table></div>'
+    )
