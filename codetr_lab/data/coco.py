@@ -243,8 +243,9 @@ class Report:
         """Whether the data set can be used as it is."""
         return not self.problems
 
-    def text(self, shown: int = 20) -> str:
-        """The report for people, at most `shown` problems."""
+    def __str__(self) -> str:
+        """The report for people, with the first twenty problems."""
+        shown = 20
         lines = [
             f"annotations  {self.path}",
             f"image folder {self.images_dir or 'not found'}",

@@ -46,12 +46,10 @@ def read_json(path: Path) -> dict[str, Any]:
     """The dictionary in an annotation file.
 
     Raises:
-        DataError: missing, not JSON, or not a COCO dictionary.
+        DataError: not JSON, or not a COCO dictionary.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: no such file") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: is not JSON but some binary file; give a COCO annotation file") from error
     except json.JSONDecodeError as error:

@@ -31,10 +31,10 @@ def triangle(x: Floats, y: Floats) -> Floats:
 def star(x: Floats, y: Floats) -> Floats:
     """Five points: folded into one tenth of the plane, where the outline is one straight edge."""
     fifth = np.float32(2 * np.pi / 5)
-    angle = np.arctan2(x, y)
-    angle -= fifth * np.round(angle / fifth)
-    distance = np.hypot(x, y)
-    u, v = distance * np.cos(angle), distance * np.sin(np.abs(angle))
+    distance, angle = np.hypot(x, y), np.arctan2(x, y)
+    angle -= fifth * np.rint(angle / fifth)
+    u: Floats = distance * np.cos(angle)
+    v: Floats = distance * np.sin(np.abs(angle))
     outer, inner = 1.1, 0.5
     edge_u, edge_v = inner * math.cos(math.pi / 5) - outer, inner * math.sin(math.pi / 5)
     length = math.hypot(edge_u, edge_v)
