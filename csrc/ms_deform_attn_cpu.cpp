@@ -57,13 +57,16 @@ Tensor dense(const Tensor &t) { return t.is_contiguous() ? t : torch::stable::co
 // The level constants of one query's sampling points.
 template <typename T>
 struct Geometry {
+  using I = typename IntegerOf<T>::type;
+  int64_t stride;  // from one array to the next
   std::vector<T> sizes;
-  std::vector<int32_t> integers;
+  std::vector<I> integers;
 
   Geometry(const std::vector<int64_t> &shapes, int64_t heads, int64_t points) {
     const int64_t levels = static_cast<int64_t>(shapes.size()) / 2, count = heads * levels * points;
-    sizes.resize(2 * count);
-    integers.resize(3 * count);
+    stride = count + most_lanes;
+    sizes.resize(2 * stride);
+    integers.resize(3 * stride);
     int64_t i = 0;
     for (int64_t head = 0; head < heads; ++head) {
       int64_t start = 0;
@@ -71,10 +74,10 @@ struct Geometry {
         const int64_t rows = shapes[2 * level], columns = shapes[2 * level + 1];
         for (int64_t point = 0; point < points; ++point, ++i) {
           sizes[i] = static_cast<T>(columns);
-          sizes[count + i] = static_cast<T>(rows);
-          integers[i] = static_cast<int32_t>(columns);
-          integers[count + i] = static_cast<int32_t>(rows);
-          integers[2 * count + i] = static_cast<int32_t>(start);
+          sizes[stride + i] = static_cast<T>(rows);
+          integers[i] = static_cast<I>(columns);
+          integers[stride + i] = static_cast<I>(rows);
+          integers[2 * stride + i] = static_cast<I>(start);
         }
         start += rows * columns;
       }
@@ -116,12 +119,11 @@ Problem<T> problem(const Geometry<T> &geometry, const Tensor &value, const Tenso
   p.depth = value.size(3);
   p.queries = locations.size(1);
   p.points = locations.size(3) * locations.size(4);
-  const int64_t count = p.heads * p.points;
   p.width = geometry.sizes.data();
-  p.height = p.width + count;
+  p.height = p.width + geometry.stride;
   p.columns = geometry.integers.data();
-  p.rows = p.columns + count;
-  p.start = p.rows + count;
+  p.rows = p.columns + geometry.stride;
+  p.start = p.rows + geometry.stride;
   p.value = static_cast<const T *>(value.data_ptr());
   p.locations = static_cast<const T *>(locations.data_ptr());
   p.weights = static_cast<const T *>(weights.data_ptr());

@@ -22,22 +22,64 @@ inline void store(T *p, V v) {
   *reinterpret_cast<V *>(p) = v;
 }
 
-// Where the four cells around each point lie and how much each counts. A cell outside its level is written as -1 and
-// read as zeros: its weight may still be NaN, as in the formula, when a coordinate is not finite.
+// Lanes of two vectors, chosen by a function of the result's lane.
+template <int... J>
+struct Lanes {};
+template <int N, int... J>
+struct FirstLanes : FirstLanes<N - 1, N - 1, J...> {};
+template <int... J>
+struct FirstLanes<0, J...> {
+  using type = Lanes<J...>;
+};
+template <typename Choice, typename V, int... J>
+inline V choose(V a, V b, Lanes<J...>) {
+  return __builtin_shufflevector(a, b, Choice::from(J)...);
+}
+template <typename Choice, int N, typename V>
+inline V choose(V a, V b) {
+  return choose<Choice>(a, b, typename FirstLanes<N>::type{});
+}
+
+template <int Offset>
+struct EverySecond {
+  static constexpr int from(int j) { return 2 * j + Offset; }
+};
+
+// a0 b0 a1 b1 .. of the lower or the upper halves
+template <int N, int Half>
+struct Zip {
+  static constexpr int from(int j) { return j / 2 + j % 2 * N + Half * (N / 2); }
+};
+
+template <int N, typename V, typename T>
+inline void store_interleaved(T *to, V a, V b, V c, V d) {
+  const V ac = choose<Zip<N, 0>, N>(a, c), bd = choose<Zip<N, 0>, N>(b, d);
+  const V ac2 = choose<Zip<N, 1>, N>(a, c), bd2 = choose<Zip<N, 1>, N>(b, d);
+  store<V>(to, choose<Zip<N, 0>, N>(ac, bd));
+  store<V>(to + N, choose<Zip<N, 1>, N>(ac, bd));
+  store<V>(to + 2 * N, choose<Zip<N, 0>, N>(ac2, bd2));
+  store<V>(to + 3 * N, choose<Zip<N, 1>, N>(ac2, bd2));
+}
+
+// Where the four cells around each point lie and how much each counts, in the order upper left, upper right, lower
+// left, lower right. A cell outside its level has a negative offset and is read as zeros: its weight may still be NaN,
+// as in the formula, when a coordinate is not finite.
 template <typename T>
 struct Samples {
-  int64_t count;
-  int32_t *offset;  // (4, count): upper left, upper right, lower left, lower right, in elements of one image's value
-  T *weight;        // (4, count), attention weight included in the forward pass
+  using I = typename IntegerOf<T>::type;
+  static constexpr int lanes = CODETR_VECTOR_BYTES / sizeof(T);
+  int64_t count, padded;
+  I *offset;        // (count, 4), in elements of one image's value
+  T *weight;        // (count, 4), attention weight included
   T *right, *down;  // (count): the share of the right and of the lower cells
   T *memory;
 
-  Samples(int64_t n, int64_t extra) : count(n) {
-    memory = new T[6 * n + extra];
-    offset = new int32_t[4 * n];
+  Samples(int64_t n, int64_t extra) : count(n), padded((n + lanes - 1) / lanes * lanes) {
+    memory = new T[6 * padded + extra];
+    offset = new I[4 * padded];
     weight = memory;
-    right = memory + 4 * n;
-    down = memory + 5 * n;
+    right = memory + 4 * padded;
+    down = right + padded;
   }
   ~Samples() {
     delete[] memory;
@@ -45,47 +87,55 @@ struct Samples {
   }
   Samples(const Samples &) = delete;
   Samples &operator=(const Samples &) = delete;
-  T *extra() { return memory + 6 * count; }
+  T *extra() { return memory + 6 * padded; }
 };
 
-// Points [0, count) of the heads from `first_head` on.
+// One vector of points, beginning with the i-th.
 template <typename T>
-inline void locate(const Problem<T> &p, const T *__restrict locations, const T *__restrict weights, int64_t first_head,
-                   Samples<T> &samples) {
-  const int64_t n = samples.count, skip = first_head * p.points;
-  const T *__restrict width = p.width + skip, *__restrict height = p.height + skip;
-  const int32_t *__restrict columns = p.columns + skip, *__restrict rows = p.rows + skip,
-                            *__restrict start = p.start + skip;
-  int32_t *__restrict o00 = samples.offset, *__restrict o01 = o00 + n, *__restrict o10 = o01 + n,
-                      *__restrict o11 = o10 + n;
-  T *__restrict w00 = samples.weight, *__restrict w01 = w00 + n, *__restrict w10 = w01 + n, *__restrict w11 = w10 + n;
-  T *__restrict right = samples.right, *__restrict down = samples.down;
-  const int32_t step = static_cast<int32_t>(p.heads * p.depth);
-  for (int64_t i = 0; i < n; ++i) {
-    const T x = locations[2 * i] * width[i] - T(0.5), y = locations[2 * i + 1] * height[i] - T(0.5);
-    const bool inside = (x >= T(-1)) & (x < width[i]) & (y >= T(-1)) & (y < height[i]);
-    const T xs = inside ? x : T(0), ys = inside ? y : T(0);
-    int32_t column = static_cast<int32_t>(xs), row = static_cast<int32_t>(ys);
-    column -= static_cast<T>(column) > xs;  // towards minus infinity
-    row -= static_cast<T>(row) > ys;
-    const T lx = inside ? xs - static_cast<T>(column) : x - x;  // outside: 0, or NaN when x is not finite
-    const T ly = inside ? ys - static_cast<T>(row) : y - y;
-    const bool left = inside & (column >= 0), over = inside & (column + 1 < columns[i]);
-    const bool upper = row >= 0, lower = row + 1 < rows[i];
-    const int32_t cell = (start[i] + row * columns[i] + column) * step;
-    const int32_t below = cell + columns[i] * step;
-    o00[i] = (left & upper) ? cell : -1;
-    o01[i] = (over & upper) ? cell + step : -1;
-    o10[i] = (left & lower) ? below : -1;
-    o11[i] = (over & lower) ? below + step : -1;
-    const T a = weights[i];
-    w00[i] = a * ((1 - ly) * (1 - lx));
-    w01[i] = a * ((1 - ly) * lx);
-    w10[i] = a * (ly * (1 - lx));
-    w11[i] = a * (ly * lx);
-    right[i] = lx;
-    down[i] = ly;
+inline void locate_block(const Problem<T> &p, const T *locations, const T *weights, int64_t i, Samples<T> &samples) {
+  constexpr int N = Samples<T>::lanes;
+  using I = typename Samples<T>::I;
+  using V = typename VectorOf<T, CODETR_VECTOR_BYTES>::type;
+  using W = typename VectorOf<I, CODETR_VECTOR_BYTES>::type;
+  const V width = load<V>(p.width + i), height = load<V>(p.height + i);
+  const W columns = load<W>(p.columns + i), rows = load<W>(p.rows + i), start = load<W>(p.start + i);
+  const I step = static_cast<I>(p.heads * p.depth);
+  const V first = load<V>(locations), second = load<V>(locations + N);
+  const V x = choose<EverySecond<0>, N>(first, second) * width - T(0.5);
+  const V y = choose<EverySecond<1>, N>(first, second) * height - T(0.5);
+  const W inside = (x >= T(-1)) & (x < width) & (y >= T(-1)) & (y < height);
+  const V zero = {}, xs = inside ? x : zero, ys = inside ? y : zero;
+  W column = __builtin_convertvector(xs, W), row = __builtin_convertvector(ys, W);
+  column += __builtin_convertvector(column, V) > xs;  // a true comparison is -1: towards minus infinity
+  row += __builtin_convertvector(row, V) > ys;
+  const V lx = inside ? xs - __builtin_convertvector(column, V) : x - x;  // outside: 0, NaN when x is not finite
+  const V ly = inside ? ys - __builtin_convertvector(row, V) : y - y;
+  const W left = inside & (column >= 0), over = inside & (column + 1 < columns);
+  const W upper = row >= 0, lower = row + 1 < rows;
+  const W cell = (start + row * columns + column) * step, below = cell + columns * step;
+  // All bits set is negative; no offset needs the sign bit.
+  store_interleaved<N>(samples.offset + 4 * i, cell | ~(left & upper), (cell + step) | ~(over & upper),
+                       below | ~(left & lower), (below + step) | ~(over & lower));
+  const V a = load<V>(weights), hx = 1 - lx, hy = a * (1 - ly), my = a * ly;
+  store_interleaved<N>(samples.weight + 4 * i, hy * hx, hy * lx, my * hx, my * lx);
+  store<V>(samples.right + i, lx);
+  store<V>(samples.down + i, ly);
+}
+
+// The points of consecutive heads of one query.
+template <typename T>
+inline void locate(const Problem<T> &p, const T *locations, const T *weights, Samples<T> &samples) {
+  constexpr int N = Samples<T>::lanes;
+  int64_t i = 0;
+  for (; i + N <= samples.count; i += N) locate_block(p, locations + 2 * i, weights + i, i, samples);
+  if (i == samples.count) return;
+  T rest[2 * N] = {}, rest_weights[N] = {};
+  for (int64_t j = i; j < samples.count; ++j) {
+    rest[2 * (j - i)] = locations[2 * j];
+    rest[2 * (j - i) + 1] = locations[2 * j + 1];
+    rest_weights[j - i] = weights[j];
   }
+  locate_block(p, rest, rest_weights, i, samples);
 }
 
 // ---- forward -------------------------------------------------------------------------------------------------------
@@ -97,24 +147,25 @@ void forward_fixed(const Problem<T> &p, int64_t begin, int64_t end) {
   const T zeros[lanes * Count] = {};
   const int64_t n = p.heads * p.points, channels = p.heads * p.depth;
   Samples<T> samples(n, 0);
-  const int32_t *offset = samples.offset;
+  const auto *offset = samples.offset;
   const T *weight = samples.weight;
   for (int64_t row = begin; row < end; ++row) {
-    locate(p, p.locations + row * n * 2, p.weights + row * n, 0, samples);
+    locate(p, p.locations + row * n * 2, p.weights + row * n, samples);
     const T *image = p.value + row / p.queries * p.tokens * channels;
     for (int64_t head = 0; head < p.heads; ++head) {
       const T *base = image + head * p.depth;
-      V sum[Count] = {};
-      for (int64_t i = head * p.points; i < (head + 1) * p.points; ++i) {
+      V sum[4][Count] = {};  // one per corner: additions that do not wait for each other
+      for (int64_t i = 4 * head * p.points; i < 4 * (head + 1) * p.points; i += 4) {
         for (int corner = 0; corner < 4; ++corner) {
-          const int32_t at = offset[corner * n + i];
+          const int64_t at = offset[i + corner];
           const T *cell = at < 0 ? zeros : base + at;
-          const T w = weight[corner * n + i];
-          for (int k = 0; k < Count; ++k) sum[k] += w * load<V>(cell + k * lanes);
+          const T w = weight[i + corner];
+          for (int k = 0; k < Count; ++k) sum[corner][k] += w * load<V>(cell + k * lanes);
         }
       }
       T *out = p.output + row * channels + head * p.depth;
-      for (int k = 0; k < Count; ++k) store<V>(out + k * lanes, sum[k]);
+      for (int k = 0; k < Count; ++k)
+        store<V>(out + k * lanes, (sum[0][k] + sum[1][k]) + (sum[2][k] + sum[3][k]));
     }
   }
 }
@@ -126,7 +177,7 @@ void forward_any(const Problem<T> &p, int64_t begin, int64_t end) {
   T *zeros = samples.extra();
   for (int64_t d = 0; d < p.depth; ++d) zeros[d] = 0;
   for (int64_t row = begin; row < end; ++row) {
-    locate(p, p.locations + row * n * 2, p.weights + row * n, 0, samples);
+    locate(p, p.locations + row * n * 2, p.weights + row * n, samples);
     const T *image = p.value + row / p.queries * p.tokens * channels;
     for (int64_t head = 0; head < p.heads; ++head) {
       const T *base = image + head * p.depth;
@@ -134,9 +185,9 @@ void forward_any(const Problem<T> &p, int64_t begin, int64_t end) {
       for (int64_t d = 0; d < p.depth; ++d) out[d] = 0;
       for (int64_t i = head * p.points; i < (head + 1) * p.points; ++i) {
         for (int corner = 0; corner < 4; ++corner) {
-          const int32_t at = samples.offset[corner * n + i];
+          const int64_t at = samples.offset[4 * i + corner];
           const T *cell = at < 0 ? zeros : base + at;
-          const T w = samples.weight[corner * n + i];
+          const T w = samples.weight[4 * i + corner];
           for (int64_t d = 0; d < p.depth; ++d) out[d] += w * cell[d];
         }
       }
@@ -149,9 +200,8 @@ void forward_any(const Problem<T> &p, int64_t begin, int64_t end) {
 // dots (count, 4): per point, the inner products of the output's gradient with its four cells.
 template <typename T>
 inline void point_gradients(const Problem<T> &p, const Samples<T> &samples, const T *__restrict dots,
-                            const T *__restrict weights, int64_t first_head, T *__restrict grad_locations,
-                            T *__restrict grad_weights) {
-  const T *__restrict width = p.width + first_head * p.points, *__restrict height = p.height + first_head * p.points;
+                            const T *__restrict weights, T *__restrict grad_locations, T *__restrict grad_weights) {
+  const T *__restrict width = p.width, *__restrict height = p.height;
   const T *__restrict right = samples.right, *__restrict down = samples.down;
   for (int64_t i = 0; i < samples.count; ++i) {
     const T d00 = dots[4 * i], d01 = dots[4 * i + 1], d10 = dots[4 * i + 2], d11 = dots[4 * i + 3];
@@ -162,26 +212,21 @@ inline void point_gradients(const Problem<T> &p, const Samples<T> &samples, cons
   }
 }
 
-// Halve two vectors of partial sums: runs of 2 * Run lanes become runs of Run lanes, those of `a` first.
-template <typename V, int Lanes, int Run>
-inline V fold(V a, V b) {
-  V low, high;
-  for (int j = 0; j < Lanes / 2; ++j) {
-    const int from = j / Run * 2 * Run + j % Run;
-    low[j] = a[from];
-    high[j] = a[from + Run];
-    low[j + Lanes / 2] = b[from];
-    high[j + Lanes / 2] = b[from + Run];
-  }
-  return low + high;
-}
+// Runs of 2 * Run lanes, those of the second vector after those of the first, to their halves.
+template <int N, int Run, int Half>
+struct HalfRuns {
+  static constexpr int from(int j) { return j / Run * 2 * Run + j % Run + Half * Run; }
+};
 
-// The sums of the lanes of `Lanes` vectors, as one vector. `partial` is overwritten.
-template <typename V, int Lanes, int Run = Lanes / 2>
+// The sums of the lanes of N vectors, as one vector. `partial` is overwritten.
+template <typename V, int N, int Run = N / 2>
 inline V sums(V *partial) {
-  for (int j = 0; j < Run; ++j) partial[j] = fold<V, Lanes, Run>(partial[2 * j], partial[2 * j + 1]);
+  for (int j = 0; j < Run; ++j) {
+    const V a = partial[2 * j], b = partial[2 * j + 1];
+    partial[j] = choose<HalfRuns<N, Run, 0>, N>(a, b) + choose<HalfRuns<N, Run, 1>, N>(a, b);
+  }
   if constexpr (Run > 1) {
-    return sums<V, Lanes, Run / 2>(partial);
+    return sums<V, N, Run / 2>(partial);
   } else {
     return partial[0];
   }
@@ -198,13 +243,13 @@ void backward_fixed(const Problem<T> &p, int64_t image, int64_t first, int64_t l
   Samples<T> samples(n, padded);
   T *dots = samples.extra();
   T *partial = new T[padded * lanes]();  // what is past 4 n stays zero
-  const int32_t *offset = samples.offset;
+  const auto *offset = samples.offset;
   const T *weight = samples.weight;
   const T *value = p.value + image * p.tokens * channels;
   T *grad_value = p.grad_value + image * p.tokens * channels;
   for (int64_t row = image * p.queries; row < (image + 1) * p.queries; ++row) {
     const int64_t skip = row * all + first * p.points;
-    locate(p, p.locations + 2 * skip, p.weights + skip, first, samples);
+    locate(p, p.locations + 2 * skip, p.weights + skip, samples);
     for (int k = 0; k < lanes * Count; ++k) discarded[k] = 0;
     for (int64_t head = first; head < last; ++head) {
       const T *base = value + head * p.depth;
@@ -214,10 +259,10 @@ void backward_fixed(const Problem<T> &p, int64_t image, int64_t first, int64_t l
       for (int k = 0; k < Count; ++k) g[k] = load<V>(above + k * lanes);
       for (int64_t i = (head - first) * p.points; i < (head - first + 1) * p.points; ++i) {
         for (int corner = 0; corner < 4; ++corner) {
-          const int32_t at = offset[corner * n + i];
+          const int64_t at = offset[4 * i + corner];
           const T *cell = at < 0 ? zeros : base + at;
           T *to = at < 0 ? discarded : grad_base + at;
-          const T w = weight[corner * n + i];
+          const T w = weight[4 * i + corner];
           V sum = g[0] * load<V>(cell);
           store<V>(to, load<V>(to) + w * g[0]);
           for (int k = 1; k < Count; ++k) {
@@ -233,7 +278,7 @@ void backward_fixed(const Problem<T> &p, int64_t image, int64_t first, int64_t l
       for (int j = 0; j < lanes; ++j) block[j] = load<V>(partial + (i + j) * lanes);
       store<V>(dots + i, sums<V, lanes>(block));
     }
-    point_gradients(p, samples, dots, p.weights + skip, first, p.grad_locations + 2 * skip, p.grad_weights + skip);
+    point_gradients(p, samples, dots, p.weights + skip, p.grad_locations + 2 * skip, p.grad_weights + skip);
   }
   delete[] partial;
 }
@@ -248,24 +293,24 @@ void backward_any(const Problem<T> &p, int64_t image, int64_t first, int64_t las
   T *grad_value = p.grad_value + image * p.tokens * channels;
   for (int64_t row = image * p.queries; row < (image + 1) * p.queries; ++row) {
     const int64_t skip = row * all + first * p.points;
-    locate(p, p.locations + 2 * skip, p.weights + skip, first, samples);
+    locate(p, p.locations + 2 * skip, p.weights + skip, samples);
     for (int64_t head = first; head < last; ++head) {
       const T *__restrict above = p.grad_output + row * channels + head * p.depth;
       for (int64_t i = (head - first) * p.points; i < (head - first + 1) * p.points; ++i) {
         for (int corner = 0; corner < 4; ++corner) {
-          const int32_t at = samples.offset[corner * n + i];
+          const int64_t at = samples.offset[4 * i + corner];
           const T *cell = at < 0 ? zeros : value + head * p.depth + at;
           T dot = 0;
           for (int64_t d = 0; d < p.depth; ++d) dot += above[d] * cell[d];
           dots[4 * i + corner] = dot;
           if (at < 0) continue;
           T *__restrict to = grad_value + head * p.depth + at;
-          const T w = samples.weight[corner * n + i];
+          const T w = samples.weight[4 * i + corner];
           for (int64_t d = 0; d < p.depth; ++d) to[d] += w * above[d];
         }
       }
     }
-    point_gradients(p, samples, dots, p.weights + skip, first, p.grad_locations + 2 * skip, p.grad_weights + skip);
+    point_gradients(p, samples, dots, p.weights + skip, p.grad_locations + 2 * skip, p.grad_weights + skip);
   }
 }
 

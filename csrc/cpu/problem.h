@@ -5,13 +5,27 @@
 
 namespace codetr {
 
+template <typename T>
+struct IntegerOf;
+template <>
+struct IntegerOf<float> {
+  using type = int32_t;
+};
+template <>
+struct IntegerOf<double> {
+  using type = int64_t;
+};
+
+// The most lanes that a vector has: arrays of constants are padded by as many entries.
+constexpr int64_t most_lanes = 16;
+
 // One query samples `heads * points` places, where points = levels * points per level. The arrays `width` .. `start`
 // hold one entry for each of them (a level's constants, repeated), so that coordinates are computed in one plain loop.
 template <typename T>
 struct Problem {
   int64_t batch, tokens, queries, heads, depth, points;
   const T *width, *height;                 // of the point's level, in cells
-  const int32_t *columns, *rows, *start;   // the same as integers, and the index of the level's first cell
+  const typename IntegerOf<T>::type *columns, *rows, *start;  // as integers, and the index of the level's first cell
   const T *value;                          // (batch, tokens, heads, depth)
   const T *locations;                      // (batch, queries, heads, points, 2)
   const T *weights;                        // (batch, queries, heads, points)
