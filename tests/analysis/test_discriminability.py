@@ -150,7 +150,7 @@ def test_every_point_and_the_area_equal_brute_force(rows: list[tuple[int, bool, 
     inside, valid = mask(*(row[1] for row in rows)), mask(*(row[2] for row in rows))
     front, back = scores[inside & valid].tolist(), scores[~inside & valid].tolist()
     if not front or not back:
-        with pytest.raises(AnalysisError, match="there is no (fore|back)ground"):
+        with pytest.raises(AnalysisError, match=r"there is no (fore|back)ground"):
             iof_iob_curve(scores, inside, valid)
         return
     curve = iof_iob_curve(scores, inside, valid)
