@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
 import os
 import sys
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from codetr_lab.engine.options import TrainOptions
+from codetr_lab.experiments.quick import QuickOptions
 from codetr_lab.models.config import CoDETRConfig, ConfigError, override
 
 if TYPE_CHECKING:
@@ -50,10 +51,13 @@ def _value(text: str) -> Any:
         return text
 
 
-def _datasets(data: str, val_data: str | None) -> tuple[DetectionDataset, DetectionDataset]:
+def _datasets(data: str, val_data: str | None, drop_invalid: bool) -> tuple[DetectionDataset, DetectionDataset]:
     from codetr_lab.data.catalog import open_dataset
 
-    return open_dataset(data, "train"), open_dataset(val_data or data, "val")
+    return (
+        open_dataset(data, "train", drop_invalid=drop_invalid),
+        open_dataset(val_data or data, "val", drop_invalid=drop_invalid),
+    )
 
 
 def _heads(text: str) -> tuple[str, ...]:
@@ -72,6 +76,8 @@ class Train:
     """`shapes`, `shapes:easy`, `shapes:hard`, or a COCO-format folder or file."""
     val_data: str | None = None
     """Data to evaluate on, where `--data` has no validation split of its own."""
+    drop_invalid: bool = False
+    """Leave invalid annotations out instead of refusing the data."""
     set: tuple[str, ...] = ()
     """Change the model: `transformer.heads=4 aux_heads=atss backbone.weights=FILE`."""
     options: TrainOptions = field(default_factory=TrainOptions)
@@ -86,7 +92,7 @@ class Train:
         else:
             config = preset(self.preset or "lab_co_k2")
         config = settings(config, self.set)
-        result = train(config, *_datasets(self.data, self.val_data), self.out, self.options)
+        result = train(config, *_datasets(self.data, self.val_data, self.drop_invalid), self.out, self.options)
         scores = "".join(f", {head} AP {m.stats['AP']:.3f}" for head, m in result.metrics.items())
         print(f"trained {result.model.config.recipe.steps} steps in {result.seconds:.0f} s{scores}: {self.out}")
         print(f"  codetr eval {self.out} --data {self.data}    codetr predict IMAGE --model {self.out}", end="")
@@ -102,7 +108,10 @@ class Eval:
     """A run's folder or the name of a shipped model."""
     data: str = "shapes"
     """`shapes`, `shapes:easy`, `shapes:hard`, or a COCO-format folder or file."""
-    split: Literal["train", "val", "test"] = "val"
+    split: str = "val"
+    """`train` or `val`; a folder may have others."""
+    drop_invalid: bool = False
+    """Leave invalid annotations out instead of refusing the data."""
     heads: str | None = None
     """Comma-separated: `detr,atss,faster_rcnn`. Left out: all that the model has."""
     limit: int | None = None
@@ -117,7 +126,7 @@ class Eval:
         from codetr_lab.engine.evaluate import evaluate, format_metrics
 
         model = load(self.model)
-        dataset = open_dataset(self.data, self.split)
+        dataset = open_dataset(self.data, self.split, drop_invalid=self.drop_invalid)
         if dataset.classes != model.config.classes:
             raise ConfigError(
                 f"{self.model} knows the classes {', '.join(model.config.classes)}, but {self.data} has "
@@ -190,18 +199,13 @@ class Demo:
         if not path.is_file():
             raise ConfigError(f"the workbench is not at {path}: it comes with the source tree; clone the repository")
         sys.path.insert(0, str(path.parents[1]))
-        spec = importlib.util.spec_from_file_location("apps.workbench", path)
-        if spec is None or spec.loader is None:
-            raise ImportError(f"cannot load {path}")
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = module
         try:
-            spec.loader.exec_module(module)
+            workbench = importlib.import_module("apps.workbench")
         except ModuleNotFoundError as error:
             if error.name != "gradio":
                 raise
             raise ConfigError('the workbench needs gradio; install it with pip install -e ".[app]"') from error
-        return int(module.main(port=self.port, smoke=self.smoke) or 0)
+        return int(workbench.main(port=self.port, smoke=self.smoke))
 
 
 @dataclass(frozen=True)
@@ -233,12 +237,16 @@ class DataCheck:
     """Check a COCO-format folder or file and say what is in it."""
 
     path: tyro.conf.Positional[Path]
+    """The folder, or the annotation file."""
+    split: str = "train"
+    """Which annotation file of a folder."""
 
     def run(self) -> int:
         from codetr_lab.data.coco import check
 
-        print(check(self.path))
-        return 0
+        report = check(self.path, split=self.split)
+        print(report)
+        return 0 if report.ok else 2
 
 
 @dataclass(frozen=True)
@@ -247,7 +255,7 @@ class DataExport:
 
     out: Path
     data: str = "shapes"
-    split: Literal["train", "val", "test"] = "val"
+    split: str = "val"
 
     def run(self) -> int:
         from codetr_lab.data.catalog import open_dataset
@@ -277,11 +285,27 @@ class Data:
         return self.command.run()
 
 
+@dataclass(frozen=True)
+class Experiment:
+    """Repeat one of the paper's comparisons at lab scale."""
+
+    name: tyro.conf.Positional[Literal["quick"]]
+    """`quick`: the same detector with no, one and two auxiliary heads."""
+    options: QuickOptions = field(default_factory=QuickOptions)
+
+    def run(self) -> int:
+        from codetr_lab.experiments.quick import run_quick
+
+        run_quick(self.options)
+        return 0
+
+
 Command = (
     Annotated[Demo, tyro.conf.subcommand("demo")]
     | Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Eval, tyro.conf.subcommand("eval")]
     | Annotated[Predict, tyro.conf.subcommand("predict")]
+    | Annotated[Experiment, tyro.conf.subcommand("experiment")]
     | Annotated[Models, tyro.conf.subcommand("models")]
     | Annotated[Data, tyro.conf.subcommand("data")]
     | Annotated[Doctor, tyro.conf.subcommand("doctor")]

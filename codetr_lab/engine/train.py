@@ -81,7 +81,7 @@ def resolve(
     batch_size = options.batch_size or config.recipe.batch_size
     steps = options.steps or config.recipe.steps
     if options.epochs is not None:
-        steps = max(1, round(options.epochs * len(train_data) / batch_size))
+        steps = max(1, round(options.epochs * math.ceil(len(train_data) / batch_size)))
     changes |= {"recipe.batch_size": batch_size, "recipe.steps": steps}
     if options.lr is not None:
         changes["recipe.lr"] = options.lr
@@ -222,8 +222,8 @@ class _Run:
                     yield epoch, start + index + 1, *mine
             if not taken and not start:
                 raise TrainingError(
-                    f"{self.train_data.name}: {len(self.train_data)} images are too few for a batch of "
-                    f"{self.config.recipe.batch_size}; lower --batch-size"
+                    f"{self.train_data.name}: its {len(self.train_data)} images are too few for {processes} processes; "
+                    "start fewer"
                 )
             epoch, start = epoch + 1, 0
 
