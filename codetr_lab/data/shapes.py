@@ -29,12 +29,12 @@ class Shapes:
     """Circles, squares, triangles, stars, crosses and rings on textured grounds, among clutter that resembles them.
 
     Every image depends on `(seed, split, difficulty, size, index)` only, never on the order of access. Images are
-    drawn when first asked for (2 ms) and kept (about 65 KB each at 128 pixels).
+    drawn when first asked for (about 3 ms) and kept (about 65 KB each at 128 pixels).
 
     A mask holds the pixels where the object is seen; boxes are tight around the mask and areas count its pixels, as in
     COCO. At the default size of 128 pixels `normal` gives 2-8 objects of radius 9-32 in most images, 9-12 small ones in
     4 % and a single close-up in 4 %. By COCO's measure (32 x 32, 96 x 96 pixels) three quarters of its objects are
-    small, a quarter medium, and most close-ups large (0.5 %); a larger `size` shifts this upwards.
+    small, a quarter medium, and half of the close-ups large (0.4 %); a larger `size` shifts this upwards.
     `easy` has 1-4 objects, no clutter and calm grounds. `hard` has up to 15, from radius 6, under and over clutter,
     with less contrast.
 
