@@ -29,7 +29,7 @@ class Shapes:
     """Circles, squares, triangles, stars, crosses and rings on textured grounds, among clutter that resembles them.
 
     Every image depends on `(seed, split, difficulty, size, index)` only, never on the order of access. Images are
-    drawn when first asked for (about 3 ms) and kept (about 65 KB each at 128 pixels).
+    drawn when first asked for (a few milliseconds) and kept (about 65 KB each at 128 pixels).
 
     A mask holds the pixels where the object is seen; boxes are tight around the mask and areas count its pixels, as in
     COCO. At the default size of 128 pixels `normal` gives 2-8 objects of radius 9-32 in most images, 9-12 small ones in
