@@ -9,17 +9,19 @@ namespace {
 
 template <typename T, int Bytes>
 struct VectorOf {
-  typedef T type __attribute__((vector_size(Bytes), aligned(sizeof(T)), may_alias));
+  typedef T type __attribute__((vector_size(Bytes)));
 };
 
 template <typename V, typename T>
 inline V load(const T *p) {
-  return *reinterpret_cast<const V *>(p);
+  V v;
+  __builtin_memcpy(&v, p, sizeof(V));  // one unaligned load
+  return v;
 }
 
 template <typename V, typename T>
 inline void store(T *p, V v) {
-  *reinterpret_cast<V *>(p) = v;
+  __builtin_memcpy(p, &v, sizeof(V));
 }
 
 // Lanes of two vectors, chosen by a function of the result's lane.
@@ -32,11 +34,11 @@ struct FirstLanes<0, J...> {
   using type = Lanes<J...>;
 };
 template <typename Choice, typename V, int... J>
-inline V choose(V a, V b, Lanes<J...>) {
+inline auto choose(V a, V b, Lanes<J...>) {
   return __builtin_shufflevector(a, b, Choice::from(J)...);
 }
 template <typename Choice, int N, typename V>
-inline V choose(V a, V b) {
+inline auto choose(V a, V b) {
   return choose<Choice>(a, b, typename FirstLanes<N>::type{});
 }
 
@@ -51,50 +53,101 @@ struct Zip {
   static constexpr int from(int j) { return j / 2 + j % 2 * N + Half * (N / 2); }
 };
 
-template <int N, typename V, typename T>
-inline void store_interleaved(T *to, V a, V b, V c, V d) {
+template <typename V>
+struct Rows {
+  V row[4];
+};
+
+// a0 b0 c0 d0 a1 b1 ..
+template <int N, typename V>
+inline Rows<V> interleave(V a, V b, V c, V d) {
   const V ac = choose<Zip<N, 0>, N>(a, c), bd = choose<Zip<N, 0>, N>(b, d);
   const V ac2 = choose<Zip<N, 1>, N>(a, c), bd2 = choose<Zip<N, 1>, N>(b, d);
-  store<V>(to, choose<Zip<N, 0>, N>(ac, bd));
-  store<V>(to + N, choose<Zip<N, 1>, N>(ac, bd));
-  store<V>(to + 2 * N, choose<Zip<N, 0>, N>(ac2, bd2));
-  store<V>(to + 3 * N, choose<Zip<N, 1>, N>(ac2, bd2));
+  return {choose<Zip<N, 0>, N>(ac, bd), choose<Zip<N, 1>, N>(ac, bd), choose<Zip<N, 0>, N>(ac2, bd2),
+          choose<Zip<N, 1>, N>(ac2, bd2)};
 }
 
 // Where the four cells around each point lie and how much each counts, in the order upper left, upper right, lower
-// left, lower right. A cell outside its level has a negative offset and is read as zeros: its weight may still be NaN,
-// as in the formula, when a coordinate is not finite.
+// left, lower right. A cell outside its level is redirected to a row of zeros (for its gradient: to a row that nobody
+// reads), which costs less than a branch that goes either way near borders. Its weight may still be NaN, as in the
+// formula, when a coordinate is not finite. Addresses are of head 0; the others lie `depth` elements further each.
 template <typename T>
 struct Samples {
-  using I = typename IntegerOf<T>::type;
   static constexpr int lanes = CODETR_VECTOR_BYTES / sizeof(T);
-  int64_t count, padded;
-  I *offset;        // (count, 4), in elements of one image's value
-  T *weight;        // (count, 4), attention weight included
-  T *right, *down;  // (count): the share of the right and of the lower cells
+  int64_t count, padded, channels;
+  uint64_t image = 0, grad_image = 0;  // where the image's value and gradient begin
+  uint64_t *cell, *grad_cell;          // (count, 4)
+  T *weight;                           // (count, 4), attention weight included
+  T *right, *down;                     // (count): the share of the right and of the lower cells
+  T *zeros, *discarded;                // (channels)
   T *memory;
 
-  Samples(int64_t n, int64_t extra) : count(n), padded((n + lanes - 1) / lanes * lanes) {
-    memory = new T[6 * padded + extra];
-    offset = new I[4 * padded];
+  Samples(int64_t n, int64_t channels, int64_t extra)
+      : count(n), padded((n + lanes - 1) / lanes * lanes), channels(channels) {
+    memory = new T[6 * padded + 2 * channels + extra];
+    cell = new uint64_t[8 * padded];
+    grad_cell = cell + 4 * padded;
     weight = memory;
-    right = memory + 4 * padded;
+    right = weight + 4 * padded;
     down = right + padded;
+    zeros = down + padded;
+    discarded = zeros + channels;
+    for (int64_t c = 0; c < 2 * channels; ++c) zeros[c] = 0;
   }
   ~Samples() {
     delete[] memory;
-    delete[] offset;
+    delete[] cell;
   }
   Samples(const Samples &) = delete;
   Samples &operator=(const Samples &) = delete;
-  T *extra() { return memory + 6 * padded; }
+  T *extra() { return discarded + channels; }
 };
 
-// One vector of points, beginning with the i-th.
 template <typename T>
+inline uint64_t address(const T *p) {
+  return reinterpret_cast<uint64_t>(p);
+}
+
+template <typename T>
+inline T *at(uint64_t address) {
+  return reinterpret_cast<T *>(address);
+}
+
+template <int N, int Half>
+struct HalfOf {
+  static constexpr int from(int j) { return j + Half * (N / 2); }
+};
+
+using Addresses = typename VectorOf<uint64_t, CODETR_VECTOR_BYTES>::type;
+using Offsets = typename VectorOf<int64_t, CODETR_VECTOR_BYTES>::type;
+
+// From offsets in elements, negative for cells outside, to addresses.
+template <bool Backward, typename T>
+inline void store_addresses(Samples<T> &samples, int64_t i, Offsets offset) {
+  const Offsets outside = offset < 0;
+  const Addresses bytes = reinterpret_cast<Addresses>(offset) * sizeof(T), none = {};
+  store<Addresses>(samples.cell + i, outside ? none + address(samples.zeros) : samples.image + bytes);
+  if constexpr (Backward)
+    store<Addresses>(samples.grad_cell + i, outside ? none + address(samples.discarded) : samples.grad_image + bytes);
+}
+
+template <bool Backward, typename T, typename W>
+inline void store_cells(Samples<T> &samples, int64_t i, W offsets) {
+  constexpr int N = Samples<T>::lanes;
+  if constexpr (sizeof(T) == 8) {
+    store_addresses<Backward>(samples, i, offsets);
+  } else {
+    const auto low = choose<HalfOf<N, 0>, N / 2>(offsets, offsets), high = choose<HalfOf<N, 1>, N / 2>(offsets, offsets);
+    store_addresses<Backward>(samples, i, __builtin_convertvector(low, Offsets));
+    store_addresses<Backward>(samples, i + N / 2, __builtin_convertvector(high, Offsets));
+  }
+}
+
+// One vector of points, beginning with the i-th.
+template <bool Backward, typename T>
 inline void locate_block(const Problem<T> &p, const T *locations, const T *weights, int64_t i, Samples<T> &samples) {
   constexpr int N = Samples<T>::lanes;
-  using I = typename Samples<T>::I;
+  using I = typename IntegerOf<T>::type;
   using V = typename VectorOf<T, CODETR_VECTOR_BYTES>::type;
   using W = typename VectorOf<I, CODETR_VECTOR_BYTES>::type;
   const V width = load<V>(p.width + i), height = load<V>(p.height + i);
@@ -113,21 +166,24 @@ inline void locate_block(const Problem<T> &p, const T *locations, const T *weigh
   const W left = inside & (column >= 0), over = inside & (column + 1 < columns);
   const W upper = row >= 0, lower = row + 1 < rows;
   const W cell = (start + row * columns + column) * step, below = cell + columns * step;
-  // All bits set is negative; no offset needs the sign bit.
-  store_interleaved<N>(samples.offset + 4 * i, cell | ~(left & upper), (cell + step) | ~(over & upper),
-                       below | ~(left & lower), (below + step) | ~(over & lower));
+  // All bits set is negative.
+  const W c00 = cell | ~(left & upper), c01 = (cell + step) | ~(over & upper);
+  const W c10 = below | ~(left & lower), c11 = (below + step) | ~(over & lower);
+  const Rows<W> cells = interleave<N>(c00, c01, c10, c11);
+  for (int k = 0; k < 4; ++k) store_cells<Backward>(samples, 4 * i + k * N, cells.row[k]);
   const V a = load<V>(weights), hx = 1 - lx, hy = a * (1 - ly), my = a * ly;
-  store_interleaved<N>(samples.weight + 4 * i, hy * hx, hy * lx, my * hx, my * lx);
+  const Rows<V> shares = interleave<N>(hy * hx, hy * lx, my * hx, my * lx);
+  for (int k = 0; k < 4; ++k) store<V>(samples.weight + 4 * i + k * N, shares.row[k]);
   store<V>(samples.right + i, lx);
   store<V>(samples.down + i, ly);
 }
 
 // The points of consecutive heads of one query.
-template <typename T>
+template <bool Backward, typename T>
 inline void locate(const Problem<T> &p, const T *locations, const T *weights, Samples<T> &samples) {
   constexpr int N = Samples<T>::lanes;
   int64_t i = 0;
-  for (; i + N <= samples.count; i += N) locate_block(p, locations + 2 * i, weights + i, i, samples);
+  for (; i + N <= samples.count; i += N) locate_block<Backward>(p, locations + 2 * i, weights + i, i, samples);
   if (i == samples.count) return;
   T rest[2 * N] = {}, rest_weights[N] = {};
   for (int64_t j = i; j < samples.count; ++j) {
@@ -135,7 +191,7 @@ inline void locate(const Problem<T> &p, const T *locations, const T *weights, Sa
     rest[2 * (j - i) + 1] = locations[2 * j + 1];
     rest_weights[j - i] = weights[j];
   }
-  locate_block(p, rest, rest_weights, i, samples);
+  locate_block<Backward>(p, rest, rest_weights, i, samples);
 }
 
 // ---- forward -------------------------------------------------------------------------------------------------------
@@ -144,28 +200,25 @@ template <typename T, int Bytes, int Count>
 void forward_fixed(const Problem<T> &p, int64_t begin, int64_t end) {
   using V = typename VectorOf<T, Bytes>::type;
   constexpr int lanes = Bytes / sizeof(T);
-  const T zeros[lanes * Count] = {};
   const int64_t n = p.heads * p.points, channels = p.heads * p.depth;
-  Samples<T> samples(n, 0);
-  const auto *offset = samples.offset;
+  Samples<T> samples(n, channels, 0);
+  const uint64_t *cell = samples.cell;
   const T *weight = samples.weight;
   for (int64_t row = begin; row < end; ++row) {
-    locate(p, p.locations + row * n * 2, p.weights + row * n, samples);
-    const T *image = p.value + row / p.queries * p.tokens * channels;
+    samples.image = address(p.value + row / p.queries * p.tokens * channels);
+    locate<false>(p, p.locations + row * n * 2, p.weights + row * n, samples);
     for (int64_t head = 0; head < p.heads; ++head) {
-      const T *base = image + head * p.depth;
+      const uint64_t shift = head * p.depth * sizeof(T);
       V sum[4][Count] = {};  // one per corner: additions that do not wait for each other
       for (int64_t i = 4 * head * p.points; i < 4 * (head + 1) * p.points; i += 4) {
         for (int corner = 0; corner < 4; ++corner) {
-          const int64_t at = offset[i + corner];
-          const T *cell = at < 0 ? zeros : base + at;
+          const T *from = at<T>(cell[i + corner] + shift);
           const T w = weight[i + corner];
-          for (int k = 0; k < Count; ++k) sum[corner][k] += w * load<V>(cell + k * lanes);
+          for (int k = 0; k < Count; ++k) sum[corner][k] += w * load<V>(from + k * lanes);
         }
       }
       T *out = p.output + row * channels + head * p.depth;
-      for (int k = 0; k < Count; ++k)
-        store<V>(out + k * lanes, (sum[0][k] + sum[1][k]) + (sum[2][k] + sum[3][k]));
+      for (int k = 0; k < Count; ++k) store<V>(out + k * lanes, (sum[0][k] + sum[1][k]) + (sum[2][k] + sum[3][k]));
     }
   }
 }
@@ -173,23 +226,17 @@ void forward_fixed(const Problem<T> &p, int64_t begin, int64_t end) {
 template <typename T>
 void forward_any(const Problem<T> &p, int64_t begin, int64_t end) {
   const int64_t n = p.heads * p.points, channels = p.heads * p.depth;
-  Samples<T> samples(n, p.depth);
-  T *zeros = samples.extra();
-  for (int64_t d = 0; d < p.depth; ++d) zeros[d] = 0;
+  Samples<T> samples(n, channels, 0);
   for (int64_t row = begin; row < end; ++row) {
-    locate(p, p.locations + row * n * 2, p.weights + row * n, samples);
-    const T *image = p.value + row / p.queries * p.tokens * channels;
+    samples.image = address(p.value + row / p.queries * p.tokens * channels);
+    locate<false>(p, p.locations + row * n * 2, p.weights + row * n, samples);
     for (int64_t head = 0; head < p.heads; ++head) {
-      const T *base = image + head * p.depth;
       T *__restrict out = p.output + row * channels + head * p.depth;
       for (int64_t d = 0; d < p.depth; ++d) out[d] = 0;
-      for (int64_t i = head * p.points; i < (head + 1) * p.points; ++i) {
-        for (int corner = 0; corner < 4; ++corner) {
-          const int64_t at = samples.offset[4 * i + corner];
-          const T *cell = at < 0 ? zeros : base + at;
-          const T w = samples.weight[4 * i + corner];
-          for (int64_t d = 0; d < p.depth; ++d) out[d] += w * cell[d];
-        }
+      for (int64_t i = 4 * head * p.points; i < 4 * (head + 1) * p.points; ++i) {
+        const T *from = at<T>(samples.cell[i]) + head * p.depth;
+        const T w = samples.weight[i];
+        for (int64_t d = 0; d < p.depth; ++d) out[d] += w * from[d];
       }
     }
   }
@@ -236,41 +283,35 @@ template <typename T, int Bytes, int Count>
 void backward_fixed(const Problem<T> &p, int64_t image, int64_t first, int64_t last) {
   using V = typename VectorOf<T, Bytes>::type;
   constexpr int lanes = Bytes / sizeof(T);
-  const T zeros[lanes * Count] = {};
-  T discarded[lanes * Count];  // gradients of cells outside
   const int64_t all = p.heads * p.points, channels = p.heads * p.depth, n = (last - first) * p.points;
   const int64_t padded = (4 * n + lanes - 1) / lanes * lanes;
-  Samples<T> samples(n, padded);
+  Samples<T> samples(n, channels, padded);
   T *dots = samples.extra();
   T *partial = new T[padded * lanes]();  // what is past 4 n stays zero
-  const auto *offset = samples.offset;
+  const uint64_t *cell = samples.cell, *grad_cell = samples.grad_cell;
   const T *weight = samples.weight;
-  const T *value = p.value + image * p.tokens * channels;
-  T *grad_value = p.grad_value + image * p.tokens * channels;
+  samples.image = address(p.value + image * p.tokens * channels);
+  samples.grad_image = address(p.grad_value + image * p.tokens * channels);
   for (int64_t row = image * p.queries; row < (image + 1) * p.queries; ++row) {
     const int64_t skip = row * all + first * p.points;
-    locate(p, p.locations + 2 * skip, p.weights + skip, samples);
-    for (int k = 0; k < lanes * Count; ++k) discarded[k] = 0;
+    locate<true>(p, p.locations + 2 * skip, p.weights + skip, samples);
     for (int64_t head = first; head < last; ++head) {
-      const T *base = value + head * p.depth;
-      T *grad_base = grad_value + head * p.depth;
+      const uint64_t shift = head * p.depth * sizeof(T);
       const T *above = p.grad_output + row * channels + head * p.depth;
       V g[Count];
       for (int k = 0; k < Count; ++k) g[k] = load<V>(above + k * lanes);
-      for (int64_t i = (head - first) * p.points; i < (head - first + 1) * p.points; ++i) {
-        for (int corner = 0; corner < 4; ++corner) {
-          const int64_t at = offset[4 * i + corner];
-          const T *cell = at < 0 ? zeros : base + at;
-          T *to = at < 0 ? discarded : grad_base + at;
-          const T w = weight[4 * i + corner];
-          V sum = g[0] * load<V>(cell);
-          store<V>(to, load<V>(to) + w * g[0]);
-          for (int k = 1; k < Count; ++k) {
-            sum += g[k] * load<V>(cell + k * lanes);
-            store<V>(to + k * lanes, load<V>(to + k * lanes) + w * g[k]);
-          }
-          store<V>(partial + (4 * i + corner) * lanes, sum);
+      const int64_t start = 4 * (head - first) * p.points;
+      for (int64_t i = start; i < start + 4 * p.points; ++i) {
+        const T *from = at<T>(cell[i] + shift);
+        T *to = at<T>(grad_cell[i] + shift);
+        const T w = weight[i];
+        V sum = g[0] * load<V>(from);
+        store<V>(to, load<V>(to) + w * g[0]);
+        for (int k = 1; k < Count; ++k) {
+          sum += g[k] * load<V>(from + k * lanes);
+          store<V>(to + k * lanes, load<V>(to + k * lanes) + w * g[k]);
         }
+        store<V>(partial + i * lanes, sum);
       }
     }
     for (int64_t i = 0; i < padded; i += lanes) {
@@ -286,28 +327,26 @@ void backward_fixed(const Problem<T> &p, int64_t image, int64_t first, int64_t l
 template <typename T>
 void backward_any(const Problem<T> &p, int64_t image, int64_t first, int64_t last) {
   const int64_t all = p.heads * p.points, channels = p.heads * p.depth, n = (last - first) * p.points;
-  Samples<T> samples(n, 4 * n + p.depth);
-  T *dots = samples.extra(), *zeros = dots + 4 * n;
-  for (int64_t d = 0; d < p.depth; ++d) zeros[d] = 0;
-  const T *value = p.value + image * p.tokens * channels;
-  T *grad_value = p.grad_value + image * p.tokens * channels;
+  Samples<T> samples(n, channels, 4 * n);
+  T *dots = samples.extra();
+  samples.image = address(p.value + image * p.tokens * channels);
+  samples.grad_image = address(p.grad_value + image * p.tokens * channels);
   for (int64_t row = image * p.queries; row < (image + 1) * p.queries; ++row) {
     const int64_t skip = row * all + first * p.points;
-    locate(p, p.locations + 2 * skip, p.weights + skip, samples);
+    locate<true>(p, p.locations + 2 * skip, p.weights + skip, samples);
     for (int64_t head = first; head < last; ++head) {
       const T *__restrict above = p.grad_output + row * channels + head * p.depth;
-      for (int64_t i = (head - first) * p.points; i < (head - first + 1) * p.points; ++i) {
-        for (int corner = 0; corner < 4; ++corner) {
-          const int64_t at = samples.offset[4 * i + corner];
-          const T *cell = at < 0 ? zeros : value + head * p.depth + at;
-          T dot = 0;
-          for (int64_t d = 0; d < p.depth; ++d) dot += above[d] * cell[d];
-          dots[4 * i + corner] = dot;
-          if (at < 0) continue;
-          T *__restrict to = grad_value + head * p.depth + at;
-          const T w = samples.weight[4 * i + corner];
-          for (int64_t d = 0; d < p.depth; ++d) to[d] += w * above[d];
+      const int64_t start = 4 * (head - first) * p.points;
+      for (int64_t i = start; i < start + 4 * p.points; ++i) {
+        const T *__restrict from = at<T>(samples.cell[i]) + head * p.depth;
+        T *__restrict to = at<T>(samples.grad_cell[i]) + head * p.depth;
+        const T w = samples.weight[i];
+        T dot = 0;
+        for (int64_t d = 0; d < p.depth; ++d) {
+          dot += above[d] * from[d];
+          to[d] += w * above[d];
         }
+        dots[i] = dot;
       }
     }
     point_gradients(p, samples, dots, p.weights + skip, p.grad_locations + 2 * skip, p.grad_weights + skip);
