@@ -9,7 +9,7 @@ import gradio as gr
 
 from apps import style
 from apps.bench import Bench
-from apps.plot import FigureGrid, Panel
+from apps.plot import Panel, figure_grid, panels_json
 from codetr_lab.structures import Assignment
 from codetr_lab.viz import assignment_figure, colors, object_names
 
@@ -35,18 +35,12 @@ class Look:
     candidate: int | None
 
 
-def model_title(bench: Bench, name: str) -> str:
-    """`Co-DETR, K = 2`, or `Baseline, K = 0`, with the name of what was loaded."""
-    k = len(bench.models[name].config.aux_heads)
-    return f"{'Co-DETR' if k else 'Baseline'}, K = {k} ({name})"
-
-
 def head_choices(heads: list[str]) -> list[tuple[str, str]]:
     """Heads for a choice: what people call them, and their names."""
     return [(colors.head_title(head), head) for head in heads]
 
 
-def show(bench: Bench, look: Look) -> tuple[list[Panel], str, str]:
+def show(bench: Bench, look: Look) -> tuple[str, str, str]:
     """The panels, the table of counts and the explanation for one setting."""
     seen = bench.seen(look.model, look.image)
     assignments = bench.assignments(look.model, look.image, look.top_k, look.iou)
@@ -62,7 +56,7 @@ def show(bench: Bench, look: Look) -> tuple[list[Panel], str, str]:
         )  # fmt: skip
         panels.append(Panel(head, colors.head_title(head), figure, _note(assignment, chosen), colors.head_color(head)))
     counts = {head: assignment.count_per_object().tolist() for head, assignment in assignments.items()}
-    return panels, style.count_table(counts, names, chosen), _explain(assignments, look, valid)
+    return panels_json(panels), style.count_table(counts, names, chosen), _explain(assignments, look, valid)
 
 
 def _note(assignment: Assignment, chosen: int | None) -> str:
@@ -97,16 +91,16 @@ class AssignTab:
         gr.HTML(style.intro(INTRO))
         with gr.Row():
             with gr.Column(scale=1, min_width=230):
-                choices = [(model_title(bench, name), name) for name in bench.models]
+                choices = [(title, name) for name, title in bench.titles.items()]
                 self.model = gr.Dropdown(choices, value=start, label="Model", elem_id="assign-model")
                 self.object = gr.Radio([("all objects", ALL)], value=ALL, label="Object", elem_id="assign-object")
                 self.top_k = gr.Slider(
-                    1, 25, value=config.atss.top_k, step=1, label="ATSS: nearest anchors per level (top k)",
+                    1, 25, value=config.atss.top_k, step=1, label="ATSS: top k",
                     elem_id="assign-top-k",
                 )  # fmt: skip
                 self.iou = gr.Slider(
                     0.3, 0.9, value=config.faster_rcnn.roi_positive_iou, step=0.05,
-                    label="Faster R-CNN: positive from IoU", elem_id="assign-iou",
+                    label="Faster R-CNN: IoU from", elem_id="assign-iou",
                 )  # fmt: skip
                 heads = bench.heads(start)
                 self.head = gr.Radio(
@@ -114,7 +108,7 @@ class AssignTab:
                 )
                 self.candidate = gr.Number(None, precision=0, label="Candidate number", elem_id="assign-candidate")
             with gr.Column(scale=4, min_width=300):
-                self.grid = FigureGrid("Positives of every head", elem_id="assign-grid")
+                self.grid = figure_grid("Positives of every head", elem_id="assign-grid")
                 self.why = gr.HTML(style.explanation("Why?", PICK, colors.TEXT), elem_id="assign-why")
                 self.table = gr.HTML(elem_id="assign-table")
         self._inputs = [self.model, image, self.object, self.top_k, self.iou, self.head, self.candidate]
@@ -151,7 +145,7 @@ class AssignTab:
 
     def view(
         self, model: str, image: int, object: int, top_k: int, iou: float, head: str, candidate: float | None
-    ) -> tuple[list[Panel], str, str]:
+    ) -> tuple[str, str, str]:
         """Another object, rule or candidate on the same image."""
         number = None if candidate is None else int(candidate)
         return show(self.bench, Look(model, int(image), int(object), int(top_k), iou, head, number))

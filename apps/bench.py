@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
@@ -69,6 +69,16 @@ class Memory:
             return self._values[key]  # type: ignore[return-value]
 
 
+def titles(models: Mapping[str, CoDETR]) -> dict[str, str]:
+    """What people call the models: "Co-DETR, K = 2"; with its name where two would be called the same."""
+    plain = {}
+    for name, model in models.items():
+        k = len(model.config.aux_heads)
+        plain[name] = f"{'Co-DETR' if k else 'Baseline'}, K = {k}"
+    counts = Counter(plain.values())
+    return {name: title if counts[title] == 1 else f"{title} ({name})" for name, title in plain.items()}
+
+
 class Bench:
     """The loaded models and data set, and everything that has been computed with them.
 
@@ -84,6 +94,7 @@ class Bench:
         if not len(dataset):
             raise ValueError(f"the workbench needs at least one image, but {dataset.name} is empty")
         self.models, self.dataset = dict(models), dataset
+        self.titles = titles(self.models)
         self._memory = Memory(remember)
 
     def heads(self, model: str) -> list[str]:

@@ -8,9 +8,8 @@ from typing import Any
 import gradio as gr
 
 from apps import style
-from apps.assign_tab import model_title
 from apps.bench import Bench, Upload
-from apps.plot import FigureGrid, Panel
+from apps.plot import Panel, figure_grid, panels_json
 from codetr_lab.images import ImageError, load_image
 from codetr_lab.viz import colors, detection_figure
 
@@ -37,7 +36,7 @@ class HeadsTab:
         gr.HTML(style.intro(INTRO))
         with gr.Row():
             with gr.Column(scale=1, min_width=230):
-                choices = [(model_title(bench, name), name) for name in bench.models]
+                choices = [(title, name) for name, title in bench.titles.items()]
                 self.models = gr.CheckboxGroup(choices, value=start, label="Models", elem_id="heads-models")
                 self.score = gr.Slider(0, 1, value=0.3, step=0.01, label="Score at least", elem_id="heads-score")
                 self.truth = gr.Checkbox(True, label="Show ground truth", elem_id="heads-truth")
@@ -46,7 +45,7 @@ class HeadsTab:
                 self.message = gr.HTML(elem_id="heads-message")
                 self.upload = gr.State(None)
             with gr.Column(scale=4, min_width=300):
-                self.grid = FigureGrid("Detections of every head", elem_id="heads-grid")
+                self.grid = figure_grid("Detections of every head", elem_id="heads-grid")
         self.inputs = [self.models, image, self.score, self.truth, self.upload]
         self._own = [self.upload, self.clear, self.message]
         self._listen(image)
@@ -64,7 +63,7 @@ class HeadsTab:
             self.view, self.inputs, self.grid, api_visibility="private", **quiet
         )
 
-    def view(self, models: list[str], image: int, score: float, truth: bool, upload: Upload | None) -> list[Panel]:
+    def view(self, models: list[str], image: int, score: float, truth: bool, upload: Upload | None) -> str:
         """One panel per model and head, above the score."""
         panels = []
         for name in models:
@@ -74,15 +73,14 @@ class HeadsTab:
             else:
                 picture, detections = self.bench.detect(name, upload)
                 target = None
-            k = len(self.bench.models[name].config.aux_heads)
             for head, found in detections.items():
                 classes = self.bench.models[name].config.classes
                 figure = detection_figure(picture, found, head, score, classes=classes, target=target)
                 count = int((found.scores >= score).sum())
-                title = f"{'Co-DETR' if k else 'Baseline'}, K = {k} · {colors.head_title(head)}"
+                title = f"{self.bench.titles[name]} · {colors.head_title(head)}"
                 note = f"{count} detection{'' if count == 1 else 's'} from {score:.2f} on"
                 panels.append(Panel(f"{name}/{head}", title, figure, note, colors.head_color(head)))
-        return panels
+        return panels_json(panels)
 
     def forget(self) -> list[Any]:
         """Back to the data set's image."""

@@ -21,22 +21,30 @@ function addPanel() {
   return panel;
 }
 
-function draw(panel) {
-  const width = panel.plot.clientWidth;
-  if (!panel.figure || !width) return; // a hidden tab; the observer calls again when it shows
-  const { data, layout } = panel.figure;
+function fit(panel, width, legend) {
+  const { layout } = panel.figure;
   const page = getComputedStyle(document.body);
-  const margin = layout.margin;
+  const margin = { ...layout.margin, b: legend };
   const aspect = layout.meta && layout.meta.aspect;
-  const fitted = {
+  return {
     ...layout,
     width,
+    margin,
     height: aspect ? Math.round((width - margin.l - margin.r) * aspect) + margin.t + margin.b : layout.height,
     font: { ...layout.font, color: page.getPropertyValue("--body-text-color").trim() || layout.font.color },
     uirevision: panel.dataset.revision,
   };
-  Plotly.react(panel.plot, data, fitted, config);
+}
+
+async function draw(panel) {
+  const width = panel.plot.clientWidth;
+  if (!panel.figure || !width) return; // a hidden tab; the observer calls again when it shows
   panel.width = width;
+  const { data, layout } = panel.figure;
+  await Plotly.react(panel.plot, data, fit(panel, width, layout.margin.b), config);
+  const legend = panel.plot.querySelector(".legend");
+  const needed = legend ? Math.ceil(legend.getBBox().height) + 10 : 0;
+  if (needed > layout.margin.b) await Plotly.react(panel.plot, data, fit(panel, width, needed), config);
   if (panel.listening) return;
   panel.listening = true;
   panel.plot.on("plotly_click", (event) => {

@@ -1,4 +1,4 @@
-"""A Gradio component of our own: a responsive grid of Plotly figures that reports clicks.
+"""A responsive grid of Plotly figures that reports clicks, on Gradio's `gr.HTML`.
 
 Gradio's `gr.Plot` reports no clicks and draws a figure anew for every change. Here the installed plotly package's own
 script is served from this machine, a panel is redrawn (`Plotly.react`) only if its figure changed, and a click on a
@@ -37,30 +37,24 @@ class Panel:
     color: str = ""
 
 
-class FigureGrid(gr.HTML):
-    """Panels side by side, as many in a row as the width allows; value: a list of `Panel`s.
+def figure_grid(label: str, **options: Any) -> gr.HTML:
+    """Panels side by side, as many in a row as the width allows; its value is what `panels_json` gives.
 
-    Events: `select`, whose `gr.EventData` has `panel` (the name) and `row` (the point's `customdata`).
+    Its event `select` carries a `gr.EventData` with `panel` (the panel's name) and `row` (the point's `customdata`).
+    A function, because Gradio writes a stub file beside every subclass of its components.
     """
+    return gr.HTML(
+        html_template=f'<div class="figure-grid" role="group" aria-label="{label}"></div>',
+        js_on_load=_SCRIPT.read_text(encoding="utf-8"),
+        head=f'<script src="/gradio_api/file={PLOTLY_SCRIPT}"></script>',
+        apply_default_css=False,
+        **options,
+    )
 
-    def __init__(self, label: str, value: Sequence[Panel] | None = None, **kwargs: Any) -> None:
-        super().__init__(
-            value=value,
-            html_template=f'<div class="figure-grid" role="group" aria-label="{label}"></div>',
-            js_on_load=_SCRIPT.read_text(encoding="utf-8"),
-            head=f'<script src="/gradio_api/file={PLOTLY_SCRIPT}"></script>',
-            apply_default_css=False,
-            **kwargs,
-        )
 
-    def postprocess(self, value: Sequence[Panel] | str | None) -> str | None:
-        """The panels as one JSON text; plain text passes (Gradio sends a component's own value back)."""
-        if value is None or isinstance(value, str):
-            return value
-        return "[" + ",".join(_panel_json(panel) for panel in value) + "]"
-
-    def api_info(self) -> dict[str, Any]:
-        return {"type": "string", "description": "JSON list of {name, title, note, color, figure}"}
+def panels_json(panels: Sequence[Panel]) -> str:
+    """The value of a `figure_grid`: a JSON list of `name`, `title`, `note`, `color` and Plotly's `figure`."""
+    return "[" + ",".join(_panel_json(panel) for panel in panels) + "]"
 
 
 def _panel_json(panel: Panel) -> str:

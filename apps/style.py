@@ -20,43 +20,56 @@ def theme() -> gr.themes.Base:
     ).set(
         block_border_width="0px", block_background_fill="transparent", block_shadow="none", block_padding="4px",
         block_label_background_fill="transparent", body_background_fill="white", body_background_fill_dark="#0b0f19",
-        slider_color=colors.head_color("original"),
+        slider_color=colors.head_color("original"), input_background_fill="*neutral_100", input_border_width="0px",
+        checkbox_label_background_fill="*neutral_100", checkbox_label_background_fill_selected="*primary_100",
+        checkbox_label_background_fill_selected_dark="*primary_800", checkbox_label_padding="4px 10px",
+        checkbox_label_gap="6px", checkbox_border_width="1px", block_title_text_weight="600",
+        block_title_text_color="*body_text_color", block_title_text_color_dark="*body_text_color",
     )  # fmt: skip
 
 
 CSS = """
-.gradio-container { max-width: 1440px !important; margin: 0 auto; padding: 12px 20px 32px !important; }
-.page-head h1 { font-size: 1.5rem; font-weight: 700; margin: 0; line-height: 1.2; }
-.page-head p { margin: 2px 0 0; color: var(--body-text-color-subdued); font-size: .95rem; }
-.intro { max-width: 72em; margin: 2px 0 6px; font-size: 1rem; line-height: 1.45; }
+.gradio-container { max-width: 1440px !important; margin: 0 auto; }
+.gradio-container > .main, .gradio-container main { padding: 10px 20px 28px !important; }
+.form, .block.form { background: transparent !important; border: 0 !important; box-shadow: none !important; gap: 10px; }
+.page-head { align-items: center; flex-wrap: wrap !important; }
+.page-head > * { min-width: min(260px, 100%) !important; flex: 1 1 0; }
+.page-head h1 { font-size: 1.5rem; font-weight: 700; margin: 0; line-height: 1.15; }
+.page-head p { margin: 0; color: var(--body-text-color-subdued); font-size: .95rem; }
+.intro { max-width: 80em; margin: 0; font-size: .98rem; line-height: 1.4; }
 .warning { border-left: 4px solid #D55E00; background: color-mix(in srgb, #D55E00 12%, transparent);
-  padding: 8px 12px; border-radius: 4px; margin: 4px 0; }
+  padding: 6px 12px; border-radius: 4px; margin: 0; font-size: .92rem; }
 .hint { color: var(--body-text-color-subdued); font-size: .85rem; }
-.figure-grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 260px), 1fr)); gap: 18px; }
-.panel { margin: 0; min-width: 0; max-width: 460px; }
-.panel-caption { display: flex; flex-wrap: wrap; align-items: baseline; gap: 0 8px; padding-bottom: 4px; }
-.panel-swatch { width: 12px; height: 12px; border-radius: 3px; align-self: center; }
+.figure-grid { display: grid; contain: inline-size; gap: 14px 18px;
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 250px), 1fr)); }
+.panel { margin: 0; min-width: 0; max-width: 470px; }
+.panel-caption { display: flex; flex-wrap: wrap; align-items: center; gap: 0 8px; padding-bottom: 5px;
+  line-height: 1.35; }
+.panel-swatch { width: 13px; height: 13px; border-radius: 3px; }
 .panel-title { font-size: 1.05rem; font-weight: 650; }
-.panel-note { color: var(--body-text-color-subdued); font-size: .9rem; }
-.panel-plot { width: 100%; min-height: 200px; }
-.why { border-left: 4px solid var(--accent, #888); padding: 6px 14px; font-size: 1.02rem; line-height: 1.5;
-  background: color-mix(in srgb, var(--body-text-color) 4%, transparent); border-radius: 4px; }
-.why b { display: block; font-size: .9rem; color: var(--body-text-color-subdued); font-weight: 600; }
-.scroll { overflow-x: auto; }
-table.counts { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-table.counts caption { text-align: left; font-size: 1.05rem; font-weight: 650; padding: 6px 0; }
-table.counts th { text-align: left; font-weight: 600; padding: 3px 14px 3px 0; white-space: nowrap; border: 0; }
-table.counts td { padding: 3px 14px 3px 0; border: 0; min-width: 84px; width: 30%; }
-table.counts thead th { border-bottom: 1px solid var(--border-color-primary); }
-table.counts tfoot th, table.counts tfoot td { border-top: 1px solid var(--border-color-primary); font-weight: 600; }
-table.counts tr.chosen { background: color-mix(in srgb, var(--body-text-color) 8%, transparent); }
+.panel-note { flex-basis: 100%; color: var(--body-text-color-subdued); font-size: .9rem; }
+.panel-plot { width: 100%; min-height: 120px; }
+.why { border-left: 4px solid var(--accent, #888); padding: 6px 14px; font-size: 1rem; line-height: 1.45;
+  min-height: 62px; background: color-mix(in srgb, var(--body-text-color) 5%, transparent); border-radius: 4px; }
+.why b { display: block; font-size: .9rem; font-weight: 650; }
+.scroll { overflow-x: auto; contain: inline-size; }
+table.counts, table.counts :is(tr, th, td, thead, tbody, tfoot) { border: 0 !important; background: none; }
+table.counts { border-collapse: collapse; width: 100%; margin: 0; font-variant-numeric: tabular-nums; }
+table.counts caption { text-align: left; font-size: 1.05rem; font-weight: 650; padding: 4px 0; }
+table.counts th { text-align: left; font-weight: 500; padding: 2px 14px 2px 6px; white-space: nowrap; }
+table.counts td { padding: 2px 14px 2px 6px; min-width: 84px; width: 30%; }
+table.counts thead th, table.counts tfoot :is(th, td) { font-weight: 650; padding: 5px 14px 5px 6px; }
+table.counts thead { box-shadow: inset 0 -1px 0 var(--border-color-primary); }
+table.counts tfoot { box-shadow: inset 0 1px 0 var(--border-color-primary); }
+table.counts tr.chosen { background: color-mix(in srgb, var(--body-text-color) 10%, transparent) !important; }
 .bar { display: flex; align-items: center; gap: 8px; }
-.bar i { display: block; height: 14px; border-radius: 2px; min-width: 2px; }
+.bar i { display: block; height: 13px; border-radius: 2px; }
 @media (max-width: 640px) {
-  .gradio-container { padding: 8px 10px 24px !important; }
+  .gradio-container > .main, .gradio-container main { padding: 8px 8px 24px !important; }
   .page-head h1 { font-size: 1.25rem; }
   .panel { max-width: none; }
-  table.counts td { min-width: 60px; }
+  table.counts td { min-width: 56px; }
+  table.counts :is(th, td) { padding-right: 4px !important; font-size: .88rem; }
 }
 """
 
@@ -97,7 +110,7 @@ def count_table(counts: dict[str, list[int]], objects: list[str], chosen: int | 
         + "</tr>"
         for i, name in enumerate(objects)
     )
-    mean = "".join(f"<td>{sum(v) / max(1, len(v)):.1f} per object</td>" for v in counts.values())
+    mean = "".join(f"<td>{sum(v) / max(1, len(v)):.1f}</td>" for v in counts.values())
     return (
         '<div class="scroll"><table class="counts"><caption>Positives per object</caption>'
         f'<thead><tr><th scope="col">object</th>{head}</tr></thead><tbody>{rows}</tbody>'

@@ -30,7 +30,6 @@ from codetr_lab.models.presets import create_model
 HOST = "127.0.0.1"
 FIRST_PORT, PORTS_TRIED = 7860, 100
 MODELS = ("lab_co_k2", "lab_co_k1", "lab_baseline")
-TABS = ("assign", "heads")
 TITLE = "Co-DETR workbench"
 _REMEMBER_STATE = """(image, model, object) => {
   const url = new URL(window.location);
@@ -42,6 +41,13 @@ _REMEMBER_TAB = """() => {{
   url.searchParams.set('tab', '{tab}');
   history.replaceState(null, '', url);
 }}"""
+
+
+_OPEN_TAB = """() => {
+  const tab = new URL(window.location).searchParams.get('tab');
+  const button = [...document.querySelectorAll('[role=tab]')].find((b) => b.textContent.trim().toLowerCase() === tab);
+  if (button) button.click();
+}"""
 
 
 class WorkbenchError(OSError):
@@ -78,14 +84,14 @@ def build(models: Mapping[str, CoDETR], dataset: DetectionDataset, missing: Sequ
     names = list(bench.models)
     beside = list(dict.fromkeys([names[-1], names[0]]))
     with gr.Blocks(title=TITLE, analytics_enabled=False) as page:
-        with gr.Row(elem_classes="page-head", equal_height=True):
-            gr.HTML(f"<h1>{TITLE}</h1><p>How label assignment trains a DETR</p>")
+        with gr.Row(elem_classes="page-head", equal_height=False):
+            gr.HTML(f"<h1>{TITLE}</h1><p>How label assignment trains a DETR</p>", min_width=240)
             image = gr.Slider(
                 0, len(dataset) - 1, value=0, step=1, label=f"Image of {dataset.name}", elem_id="image", min_width=280
             )
         if missing:
             gr.HTML(style.warning(_missing_words(missing)), elem_id="missing-weights")
-        with gr.Tabs() as tabs:
+        with gr.Tabs():
             with gr.Tab("Assign", id="assign") as assign_page:
                 assign = AssignTab(bench, image, names[0])
             with gr.Tab("Heads", id="heads") as heads_page:
@@ -100,17 +106,17 @@ def build(models: Mapping[str, CoDETR], dataset: DetectionDataset, missing: Sequ
             query = dict(request.query_params)
             index = _number(query.get("image"), 0, len(dataset) - 1)
             model = query["model"] if query.get("model") in bench.models else names[0]
-            tab = query["tab"] if query.get("tab") in TABS else TABS[0]
-            chosen = _number(query.get("object"), -1, 10_000, default=-1)
+                chosen = _number(query.get("object"), -1, 10_000, default=-1)
             config = bench.models[model].config
             shown = assign.scene(model, index, config.atss.top_k, config.faster_rcnn.roi_positive_iou, chosen)
             found = heads.view(beside, index, heads.score.value, True, None)
-            return [gr.Tabs(selected=tab), index, model, *shown, found]
+            return [index, model, *shown, found]
 
         page.load(
-            restore, None, [tabs, image, assign.model, *assign.scene_outputs, heads.grid], show_progress="hidden",
+            restore, None, [image, assign.model, *assign.scene_outputs, heads.grid], show_progress="hidden",
             api_visibility="private",
         )  # fmt: skip
+        page.load(None, js=_OPEN_TAB, api_visibility="private")
     return page
 
 

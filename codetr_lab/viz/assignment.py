@@ -144,20 +144,55 @@ def assignment_figure(
 
     dot = {"size": 4, "color": colors.NEGATIVE, "opacity": 0.75, "line": {"width": 0}}
     negative = assignment.negative.numpy() & valid
-    _add_markers(figure, assignment, table, negative, "negative", dot, name=f"negative · {int(negative.sum())}")
+    _add_markers(
+        figure, assignment, table, negative, "negative", dot, name=f"negative · {int(negative.sum())}", legendrank=2000
+    )
     cross = {"symbol": "x-thin", "size": 6, "line": {"color": colors.IGNORED, "width": 1.5}}
     ignored = assignment.ignored.numpy() & valid
-    _add_markers(figure, assignment, table, ignored, "ignored", cross, name=f"ignored · {int(ignored.sum())}")
+    _add_markers(
+        figure, assignment, table, ignored, "ignored", cross, name=f"ignored · {int(ignored.sum())}", legendrank=1900
+    )
     color = colors.head_color(head)
     others = (gt >= 0) & used & ~mine
     faint = {"size": 6, "color": color, "opacity": 0.35, "line": {"width": 0}}
-    _add_markers(figure, assignment, table, others, "positive", faint, name=f"other objects · {int(others.sum())}")
+    _add_markers(
+        figure,
+        assignment,
+        table,
+        others,
+        "positive",
+        faint,
+        name=f"other objects · {int(others.sum())}",
+        legendrank=1200,
+    )
     unused = mine & ~used
     hollow = {"symbol": "circle-open", "size": 8, "color": color, "line": {"color": color, "width": 1.5}}
-    _add_markers(figure, assignment, table, unused, "not sampled", hollow, name=f"not sampled · {int(unused.sum())}")
+    _add_markers(
+        figure,
+        assignment,
+        table,
+        unused,
+        "not sampled",
+        hollow,
+        name=f"not sampled · {int(unused.sum())}",
+        legendrank=1100,
+    )
 
     add_ground_truth(figure, assignment.target, classes, object_index)
     chosen = mine & used
+    own = chosen & (assignment.candidates.boxes == assignment.target_boxes).all(1).numpy()
+    plus = {"symbol": "cross", "size": 10, "color": color, "line": {"color": "#FFFFFF", "width": 1.5}}
+    _add_markers(
+        figure,
+        assignment,
+        table,
+        own,
+        "positive: the object's own box",
+        plus,
+        name=f"own box · {int(own.sum())}",
+        legendrank=1050,
+    )
+    chosen &= ~own
     boxes = chosen.sum() <= _MOST_BOXES and (object_index is not None or chosen.sum() <= 2 * count)
     _add_positives(figure, assignment, table, chosen, color, bool(boxes))
     if selected is not None:

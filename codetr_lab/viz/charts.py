@@ -48,7 +48,8 @@ def positives_bar(counts: Mapping[str, Sequence[int]], objects: Sequence[str], t
         figure.add_trace(
             go.Bar(
                 x=list(objects), y=values, name=name, marker={"color": colors.head_color(head)}, text=values,
-                textposition="outside", cliponaxis=False, hovertemplate=f"<b>{name}</b><br>%{{x}}: %{{y}}<extra></extra>",
+                textposition="outside", cliponaxis=False,
+                hovertemplate=f"<b>{name}</b><br>%{{x}}: %{{y}}<extra></extra>",
             )
         )  # fmt: skip
     figure.update_layout(barmode="group", bargap=0.25, bargroupgap=0.05)

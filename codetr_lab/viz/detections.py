@@ -12,6 +12,7 @@ from codetr_lab.viz import colors
 from codetr_lab.viz.image import Marks, add_boxes, add_ground_truth, add_labels, centres, image_figure, side_by_side
 
 _MOST_LABELS = 30
+_HOVER = "<b>%{text}</b><br>score %{customdata[1]:.3f}<br>source %{customdata[0]:.0f}<extra></extra>"
 
 
 def detection_figure(
@@ -53,7 +54,7 @@ def detection_figure(
         figure.add_trace(
             go.Scatter(
                 x=x, y=y, mode="markers", marker=marker, customdata=rows, text=words, showlegend=False,
-                hovertemplate="<b>%{text}</b><br>score %{customdata[1]:.3f}<br>from %{customdata[0]:.0f}<extra></extra>",
+                hovertemplate=_HOVER,
             )
         )  # fmt: skip
     return figure

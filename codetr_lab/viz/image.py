@@ -66,7 +66,8 @@ def image_figure(image: np.ndarray, title: str = "") -> go.Figure:
     figure.update_xaxes(range=[0, width], constrain="domain", **hidden)
     figure.update_yaxes(range=[height, 0], scaleanchor="x", constrain="domain", constraintoward="top", **hidden)
     figure.update_layout(
-        title={"text": title, "x": 0, "xanchor": "left", "y": 1, "yanchor": "top", "pad": {"t": 8}, "font": {"size": 16}},
+        title={"text": title, "x": 0, "xanchor": "left", "y": 1, "yanchor": "top", "pad": {"t": 8},
+               "font": {"size": 16}},
         font={"family": FONT, "size": 13, "color": colors.TEXT},
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
@@ -112,10 +113,13 @@ def add_boxes(figure: go.Figure, boxes: np.ndarray, marks: Marks, name: str, **t
 
 
 def add_labels(figure: go.Figure, boxes: np.ndarray, texts: Sequence[str], background: str) -> None:
-    """A small label at the upper left corner of each xyxy box, kept inside the image."""
-    for (x0, y0, *_), text in zip(np.asarray(boxes).tolist(), texts, strict=True):
+    """A small label at each xyxy box's upper left corner, or its right one near the image's right edge."""
+    right, top = figure.layout.xaxis.range[1], 0.08 * figure.layout.yaxis.range[0]
+    for (x0, y0, x1, _), text in zip(np.asarray(boxes).tolist(), texts, strict=True):
+        leftwards = x0 > 0.7 * right
         figure.add_annotation(
-            x=max(x0, 0), y=max(y0, 0), text=text, showarrow=False, xanchor="left", yanchor="bottom" if y0 > 12 else "top",
+            x=min(x1, right) if leftwards else max(x0, 0), y=max(y0, 0), text=text, showarrow=False,
+            xanchor="right" if leftwards else "left", yanchor="bottom" if y0 > top else "top",
             bgcolor=background, borderpad=1, opacity=0.92, font={"size": 11, "color": colors.text_on(background)},
         )  # fmt: skip
 
@@ -137,7 +141,15 @@ def add_ground_truth(
     add_boxes(figure, boxes[bold], GROUND_TRUTH_MARKS, "ground truth", showlegend=False)
     outlined = {"symbol": "square", "color": colors.GROUND_TRUTH, "line": {"color": colors.TEXT, "width": 2}, "size": 9}
     figure.add_trace(
-        go.Scatter(x=[None], y=[None], mode="markers", marker=outlined, name="ground truth", legendgroup="ground truth")
+        go.Scatter(
+            x=[None],
+            y=[None],
+            mode="markers",
+            marker=outlined,
+            name="ground truth",
+            legendgroup="ground truth",
+            legendrank=1500,
+        )
     )
     if labels:
         names = object_names(target, classes)
@@ -181,8 +193,9 @@ def side_by_side(figures: Mapping[str, go.Figure]) -> go.Figure:
         )  # fmt: skip
     first = next(iter(figures.values())).layout
     merged.update_layout(
-        font=first.font, legend=first.legend, hoverlabel=first.hoverlabel, dragmode="pan", paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)", margin={"l": 0, "r": 0, "t": 28, "b": _LEGEND_SPACE},
+        font=first.font, legend=first.legend, hoverlabel=first.hoverlabel, dragmode="pan",
+        paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)",
+        margin={"l": 0, "r": 0, "t": 28, "b": _LEGEND_SPACE},
         width=_PANEL_WIDTH * len(figures),
         height=round(_PANEL_WIDTH * max(f.layout.meta["aspect"] for f in figures.values())) + 28 + _LEGEND_SPACE,
     )  # fmt: skip
