@@ -17,7 +17,7 @@ import gradio as gr
 import torch
 
 from apps import style
-from apps.assign_tab import AssignTab
+from apps.assign_tab import ALL, AssignTab
 from apps.bench import Bench
 from apps.heads_tab import HeadsTab
 from apps.plot import allow_plotly_script
@@ -81,13 +81,20 @@ def build(models: Mapping[str, CoDETR], dataset: DetectionDataset, missing: Sequ
     """
     allow_plotly_script()
     bench = Bench(models, dataset)
+    first = first_image(dataset)
     names = list(bench.models)
     beside = list(dict.fromkeys([names[-1], names[0]]))
     with gr.Blocks(title=TITLE, analytics_enabled=False) as page:
         with gr.Row(elem_classes="page-head", equal_height=False):
             gr.HTML(f"<h1>{TITLE}</h1><p>How label assignment trains a DETR</p>", min_width=240)
             image = gr.Slider(
-                0, len(dataset) - 1, value=0, step=1, label=f"Image of {dataset.name}", elem_id="image", min_width=280
+                0,
+                len(dataset) - 1,
+                value=first,
+                step=1,
+                label=f"Image of {dataset.name}",
+                elem_id="image",
+                min_width=280,
             )
         if missing:
             gr.HTML(style.warning(_missing_words(missing)), elem_id="missing-weights")
@@ -102,11 +109,11 @@ def build(models: Mapping[str, CoDETR], dataset: DetectionDataset, missing: Sequ
         gr.on([c.input for c in state], None, state, js=_REMEMBER_STATE, api_visibility="private")
 
         def restore(request: gr.Request) -> list[Any]:
-            """The state that the address names, or the first image."""
+            """The state that the address names, or a good first image."""
             query = dict(request.query_params)
-            index = _number(query.get("image"), 0, len(dataset) - 1)
+            index = _number(query.get("image"), 0, len(dataset) - 1, default=first)
             model = query["model"] if query.get("model") in bench.models else names[0]
-                chosen = _number(query.get("object"), -1, 10_000, default=-1)
+            chosen = _number(query.get("object"), 0, 10_000, default=ALL)
             config = bench.models[model].config
             shown = assign.scene(model, index, config.atss.top_k, config.faster_rcnn.roi_positive_iou, chosen)
             found = heads.view(beside, index, heads.score.value, True, None)
@@ -120,7 +127,13 @@ def build(models: Mapping[str, CoDETR], dataset: DetectionDataset, missing: Sequ
     return page
 
 
-def _number(text: str | None, least: int, most: int, default: int = 0) -> int:
+def first_image(dataset: DetectionDataset) -> int:
+    """A good image to begin with: the first with 4 to 6 objects among the first fifty, or image 0."""
+    counts = (len(dataset.target(index, masks=False)["labels"]) for index in range(min(50, len(dataset))))
+    return next((index for index, count in enumerate(counts) if 4 <= count <= 6), 0)
+
+
+def _number(text: str | None, least: int, most: int, default: int) -> int:
     """A whole number from the address; `default` where it is none or out of range."""
     try:
         value = int(text or "")
