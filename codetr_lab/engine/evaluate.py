@@ -61,6 +61,14 @@ class CocoMetrics:
         """AP at IoU 0.50."""
         return self.stats["AP50"]
 
+    def to_json(self) -> Record:
+        """Plain values; None for NaN, which JSON does not have."""
+
+        def plain(values: dict[str, float]) -> dict[str, float | None]:
+            return {name: None if math.isnan(value) else value for name, value in values.items()}
+
+        return {"stats": plain(self.stats), "per_class": plain(self.per_class), "images": self.images}
+
 
 def _nan_if_absent(values: np.ndarray) -> float:
     """Mean of the entries that COCO defined; NaN if it defined none (all -1)."""

@@ -22,6 +22,7 @@ from codetr_lab.engine.records import commit, read_run
 from codetr_lab.engine.train import train
 from codetr_lab.experiments.quick import PRESETS, Cell, Record
 from codetr_lab.models.presets import preset
+from codetr_lab.ops.compiled import unavailable
 
 if TYPE_CHECKING:
     from codetr_lab.data.dataset import DetectionDataset
@@ -68,6 +69,7 @@ def run_cell(cell: Cell) -> Record:
         "preset": PRESETS[cell.k],
         "train_images": options.train_images,
         "val_images": options.val_images,
+        "operator": "reference" if unavailable() else "compiled",
         "commit": commit(),
     }
     write_atomically(folder / "record.json", (json.dumps(record, indent=2) + "\n").encode())

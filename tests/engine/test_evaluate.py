@@ -134,6 +134,9 @@ def test_nothing_found_is_zero_and_nothing_to_find_is_nan():
     nothing_there = coco_metrics({**truth, "annotations": []}, results)
     assert all(math.isnan(value) for value in nothing_there.stats.values())
     assert all(math.isnan(value) for value in nothing_there.per_class.values())
+    plain = none_found.to_json()
+    assert json.loads(json.dumps(plain, allow_nan=False)) == plain
+    assert (plain["per_class"]["class 4"], plain["stats"]["AP"], plain["images"]) == (None, 0, 12)
 
 
 def test_a_found_crowd_region_is_no_false_positive():
