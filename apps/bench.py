@@ -106,7 +106,7 @@ class Bench:
         return self._memory.get((model, index), lambda: self._look(model, index))
 
     def _scene(self, model: str, index: int) -> Scene:
-        image, target = self.dataset.image(index), self.dataset.target(index)
+        image, target = self.dataset.image(index), self.dataset.target(index, masks=False)
         ready = prepare(image, self.models[model].config.image)
         size = (ready.pixels.shape[1], ready.pixels.shape[2])
         scaled = {"boxes": target["boxes"] * torch.tensor([*ready.scale, *ready.scale]), "labels": target["labels"]}

@@ -18,7 +18,8 @@ def theme() -> gr.themes.Base:
         primary_hue="blue", neutral_hue="slate", radius_size="md", font=[name.strip("' ") for name in FONT.split(",")],
         font_mono=list(_MONO),
     ).set(
-        block_border_width="0px", block_background_fill="transparent", block_shadow="none", block_padding="4px",
+        block_border_width="0px", block_background_fill="transparent",
+        block_background_fill_dark="transparent", block_shadow="none", block_padding="4px",
         block_label_background_fill="transparent", body_background_fill="white", body_background_fill_dark="#0b0f19",
         slider_color=colors.head_color("original"), input_background_fill="*neutral_100", input_border_width="0px",
         checkbox_label_background_fill="*neutral_100", checkbox_label_background_fill_selected="*primary_100",
@@ -68,8 +69,9 @@ table.counts tr.chosen { background: color-mix(in srgb, var(--body-text-color) 1
   .gradio-container > .main, .gradio-container main { padding: 8px 8px 24px !important; }
   .page-head h1 { font-size: 1.25rem; }
   .panel { max-width: none; }
-  table.counts td { min-width: 56px; }
-  table.counts :is(th, td) { padding-right: 4px !important; font-size: .88rem; }
+  table.counts :is(th, td) { padding: 2px 2px 2px 4px !important; min-width: 0; white-space: normal;
+    font-size: .86rem; }
+  .bar { gap: 4px; }
 }
 """
 

@@ -37,6 +37,7 @@ _REMEMBER_STATE = """(image, model, object) => {
   history.replaceState(null, '', url);
 }"""
 _REMEMBER_TAB = """() => {{
+  if (!window.workbenchOpened) return; // the first tab reports itself before the address has been read
   const url = new URL(window.location);
   url.searchParams.set('tab', '{tab}');
   history.replaceState(null, '', url);
@@ -47,6 +48,7 @@ _OPEN_TAB = """() => {
   const tab = new URL(window.location).searchParams.get('tab');
   const button = [...document.querySelectorAll('[role=tab]')].find((b) => b.textContent.trim().toLowerCase() === tab);
   if (button) button.click();
+  window.workbenchOpened = true;
 }"""
 
 
@@ -122,8 +124,7 @@ def build(models: Mapping[str, CoDETR], dataset: DetectionDataset, missing: Sequ
         page.load(
             restore, None, [image, assign.model, *assign.scene_outputs, heads.grid], show_progress="hidden",
             api_visibility="private",
-        )  # fmt: skip
-        page.load(None, js=_OPEN_TAB, api_visibility="private")
+        ).then(None, js=_OPEN_TAB, api_visibility="private")  # fmt: skip
     return page
 
 
