@@ -16,6 +16,7 @@ import tyro
 from codetr_lab.engine.options import TrainOptions
 from codetr_lab.experiments.quick import QuickOptions
 from codetr_lab.models.config import CoDETRConfig, ConfigError, override
+from codetr_lab.usage import parse
 
 if TYPE_CHECKING:
     from codetr_lab.data.dataset import DetectionDataset
@@ -124,6 +125,7 @@ class Eval:
         from codetr_lab.data.catalog import open_dataset
         from codetr_lab.engine.checkpoint import load, write_atomically
         from codetr_lab.engine.evaluate import evaluate, format_metrics
+        from codetr_lab.engine.records import plain
 
         model = load(self.model)
         dataset = open_dataset(self.data, self.split, drop_invalid=self.drop_invalid)
@@ -137,7 +139,7 @@ class Eval:
         print(format_metrics(metrics))
         if self.out is not None:
             content = {head: {"metrics": m.stats, "per_class": m.per_class} for head, m in metrics.items()}
-            write_atomically(self.out, (json.dumps(content, indent=2) + "\n").encode())
+            write_atomically(self.out, (json.dumps(plain(content), indent=2) + "\n").encode())
         return 0
 
 
@@ -167,7 +169,7 @@ class Predict:
         if not self.images:
             raise ConfigError("no image given; write codetr predict IMAGE --model NAME")
         model, heads = load(self.model), _heads(self.heads)
-        classes, records, taken = model.config.classes, [], set()
+        classes, records, taken = model.config.classes, list[dict[str, Any]](), set[str]()
         for path in self.images:
             image = load_image(path)
             found = model.predict([image], heads=heads)[0]
@@ -325,17 +327,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0; 2 after a user's mistake, said in one line on stderr; 130 when stopped. A crash of ours keeps its traceback.
     """
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
-    command: Any = tyro.cli(
-        Command,  # type: ignore[arg-type]
-        prog="codetr",
-        description="See how label assignment trains a DETR.",
-        args=arguments,
-        config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
-    )
+    description = "See how label assignment trains a DETR."
+    command = parse(Command, prog="codetr", description=description, arguments=arguments)
     try:
         return command.run()
     except KeyboardInterrupt as stop:
-        print(f"\ncodetr: {stop or 'stopped'}", file=sys.stderr)
+        print(f"\ncodetr: {str(stop) or 'stopped'}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output, `head` for one, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -70,7 +70,7 @@ def read_run(folder: Path) -> dict[str, Any] | None:
     path = folder / RUN_FILE
     try:
         return json.loads(path.read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError as error:
         raise CheckpointError(f"{path}: not JSON ({error}); choose another folder") from error
@@ -122,14 +122,14 @@ def run_record(config: CoDETRConfig, options: TrainOptions, **more: Any) -> dict
     }
 
 
-def _plain(value: Any) -> Any:
-    """NaN becomes null: JSON has none."""
+def plain(value: Any) -> Any:
+    """The same numbers ready for JSON, which has no NaN and no infinity: they become None."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     return value
 
 
@@ -151,7 +151,7 @@ class MetricsLog:
 
     def add(self, record: dict[str, Any]) -> None:
         """Append one record; NaN is written as null."""
-        record = _plain(record)
+        record = plain(record)
         self.history.append(record)
         try:
             with self.path.open("a") as file:
