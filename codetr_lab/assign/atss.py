@@ -59,28 +59,28 @@ def atss(candidates: Candidates, target: Target, *, top_k: int = 9) -> Assignmen
 
 def _shortlist(candidates: Candidates, gt: Tensor, top_k: int) -> Tensor:
     """(K,N) candidates whose centres are nearest to each of the (N,4) objects, `top_k` per level, levels in order."""
-    chosen = [candidates.level.new_zeros(0, len(gt))]
-    if not len(candidates):
-        return chosen[0]
-    centres = (candidates.boxes[:, :2] + candidates.boxes[:, 2:]) / 2
+    rows = candidates.valid.nonzero()[:, 0]
+    if not len(rows):
+        return candidates.level.new_zeros(0, len(gt))
+    level = candidates.level[rows]
+    if bool((level[1:] < level[:-1]).any()):
+        level, order = level.sort(stable=True)
+        rows = rows[order]
+    counts = torch.bincount(level - level[0]).tolist()
+    x, y = ((candidates.boxes[rows, :2] + candidates.boxes[rows, 2:]) / 2).unbind(-1)
     gx, gy = ((gt[:, :2] + gt[:, 2:]) / 2).unsqueeze(1).unbind(-1)
-    first, last = candidates.level.aminmax()
-    for level in range(int(first), int(last) + 1):
-        rows = ((candidates.level == level) & candidates.valid).nonzero()[:, 0]
-        if not len(rows):
-            continue
-        x, y = centres[rows].unbind(-1)
-        step = max(1, PAIRS_AT_ONCE // len(rows))
-        nearest = [
-            # The square root matters: its rounding makes ties, and the release ranks the roots.
-            ((x - gx[start : start + step]).square() + (y - gy[start : start + step]).square())
-            .sqrt()
-            .topk(min(top_k, len(rows)), largest=False)
-            .indices
-            for start in range(0, len(gt), step)
-        ]
-        chosen.append(rows[torch.cat(nearest)].T)
-    return torch.cat(chosen)
+    step = max(1, PAIRS_AT_ONCE // len(rows))
+    chosen = []
+    for start in range(0, len(gt), step):
+        group = slice(start, start + step)
+        # The square root matters: its rounding makes ties, and the release ranks the roots.
+        distance = ((x - gx[group]).square() + (y - gy[group]).square()).sqrt()
+        near, first = [], 0
+        for count in counts:
+            near.append(distance[:, first : first + count].topk(min(top_k, count), largest=False).indices + first)
+            first += count
+        chosen.append(torch.cat(near, 1))
+    return rows[torch.cat(chosen)].T
 
 
 def _explain(assignment: Assignment, index: int) -> str:

@@ -65,15 +65,15 @@ class ATSSHead(nn.Module):
         self.atss_centerness = nn.Conv2d(dim, 1, 3, padding=1)
         self.scales = nn.ModuleList(Scale() for _ in self.strides)
         for conv in (self.atss_cls, self.atss_reg, self.atss_centerness):
-            nn.init.normal_(conv.weight, std=0.01)
-            nn.init.zeros_(conv.bias)
-        nn.init.constant_(self.atss_cls.bias, -4.59511985013459)  # a score of 0.01
+            weight, bias = conv.parameters()
+            nn.init.normal_(weight, std=0.01)
+            nn.init.constant_(bias, -4.59511985013459 if conv is self.atss_cls else 0)  # a class score of 0.01
 
     def forward(self, pyramid: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Class logits (B,S,C), box deltas (B,S,4) and centerness logits (B,S) of the S cells of all levels."""
         # Box and centerness read the same map: one convolution for both.
-        weight = torch.cat([self.atss_reg.weight, self.atss_centerness.weight])
-        bias = torch.cat([self.atss_reg.bias, self.atss_centerness.bias])
+        pairs = zip(self.atss_reg.parameters(), self.atss_centerness.parameters(), strict=True)
+        weight, bias = (torch.cat(pair) for pair in pairs)
         logits, deltas, centerness = [], [], []
         for feature, scale in zip(pyramid, self.scales, strict=True):
             cls, reg = feature, feature
@@ -101,7 +101,7 @@ class ATSSHead(nn.Module):
             cross-entropy), weighted; the positives are all positive anchors, their features the pyramid's own at the
             anchors' cells.
         """
-        anchors = self._anchors(pyramid, batch)
+        anchors = self.anchors(pyramid, batch)
         assignments = [
             atss(anchors.candidates(image), target, top_k=self.config.atss.top_k)
             for image, target in enumerate(targets)
@@ -116,15 +116,15 @@ class ATSSHead(nn.Module):
 
         The best `nms_pre` class scores of every level are multiplied by their centerness before the NMS.
         """
-        settings, sizes = self.config.atss, [level.shape[-2] * level.shape[-1] for level in pyramid]
+        settings, counts = self.config.atss, [level.shape[-2] * level.shape[-1] for level in pyramid]
         logits, deltas, centerness = self(pyramid)
-        boxes = box_ops.decode_deltas(self._anchors(pyramid, batch).boxes, deltas, STDS)
+        boxes = box_ops.decode_deltas(self.anchors(pyramid, batch).boxes, deltas, STDS)
         scores, factor, classes = logits.sigmoid(), centerness.sigmoid(), logits.shape[-1]
         best, start = [], 0
-        for size in sizes:
-            level = scores[:, start : start + size].flatten(1)
+        for count in counts:
+            level = scores[:, start : start + count].flatten(1)
             best.append(level.topk(min(settings.nms_pre, level.shape[1]), dim=1).indices + start * classes)
-            start += size
+            start += count
         picked = torch.cat(best, 1)
         source, label = picked // classes, picked % classes
         final = scores.flatten(1).gather(1, picked) * factor.gather(1, source)
@@ -135,7 +135,7 @@ class ATSSHead(nn.Module):
             found.append(Detections(box[keep], final[image, keep], label[image, keep], source[image, keep]))
         return found
 
-    def _anchors(self, pyramid: Sequence[Tensor], batch: ImageBatch) -> Anchors:
+    def anchors(self, pyramid: Sequence[Tensor], batch: ImageBatch) -> Anchors:
         sides = pyramid[0].new_full((1, 2), self.config.atss.anchor_scale, dtype=torch.float32)
         return make_anchors(pyramid, self.strides, sides, batch)
 

@@ -95,13 +95,14 @@ class FasterRCNNHead(nn.Module):
         ])  # fmt: skip
         self.fc_cls = nn.Linear(settings.roi_hidden, config.num_classes + 1)
         self.fc_reg = nn.Linear(settings.roi_hidden, config.num_classes * 4)
-        for layer in (self.rpn_conv, self.rpn_cls, self.rpn_reg, self.fc_cls):
-            nn.init.normal_(layer.weight, std=0.01)
-        nn.init.normal_(self.fc_reg.weight, std=0.001)
-        for layer in self.shared_fcs:
-            nn.init.xavier_uniform_(layer.weight)
-        for layer in (self.rpn_conv, self.rpn_cls, self.rpn_reg, self.fc_cls, self.fc_reg, *self.shared_fcs):
-            nn.init.zeros_(layer.bias)
+        stds = {self.rpn_conv: 0.01, self.rpn_cls: 0.01, self.rpn_reg: 0.01, self.fc_cls: 0.01, self.fc_reg: 0.001}
+        for layer in (*stds, *self.shared_fcs):
+            weight, bias = layer.parameters()
+            if layer in stds:
+                nn.init.normal_(weight, std=stds[layer])
+            else:
+                nn.init.xavier_uniform_(weight)
+            nn.init.zeros_(bias)
 
     def supervise(
         self,
@@ -119,13 +120,13 @@ class FasterRCNNHead(nn.Module):
         """
         settings = self.config.faster_rcnn
         objectness, deltas = self.rpn(pyramid)
-        anchors = self._anchors(pyramid, batch)
+        anchors = self.anchors(pyramid, batch)
         rpn, losses = self._supervise_rpn(objectness, deltas, anchors, targets, generator)
         proposals = self.propose(objectness, deltas, anchors, batch, settings.proposals_per_level)
         drawn, assignments = [], []
         for (boxes, scores), target in zip(proposals, targets, strict=True):
             draw, assignment = sample(
-                self._assign_rois(boxes, scores, target),
+                self.assign_rois(boxes, scores, target),
                 settings.roi_samples,
                 settings.roi_positive_fraction,
                 generator,
@@ -142,7 +143,7 @@ class FasterRCNNHead(nn.Module):
     def predict(self, pyramid: Sequence[Tensor], batch: ImageBatch) -> list[Detections]:
         """Detections per image after NMS per class; `source_index` is the proposal, best proposal first."""
         settings, classes = self.config.faster_rcnn, self.config.num_classes
-        anchors = self._anchors(pyramid, batch)
+        anchors = self.anchors(pyramid, batch)
         proposals = self.propose(*self.rpn(pyramid), anchors, batch, settings.test_proposals_per_level)
         rois = [boxes for boxes, _ in proposals]
         logits, deltas = self.roi(self.roi_features(pyramid, rois))
@@ -231,7 +232,7 @@ class FasterRCNNHead(nn.Module):
         weight = self.config.aux_loss_factor * settings.weight_rpn / count
         return assignments, {"rpn_classification": weight * classification, "rpn_box": weight * box}
 
-    def _anchors(self, pyramid: Sequence[Tensor], batch: ImageBatch) -> Anchors:
+    def anchors(self, pyramid: Sequence[Tensor], batch: ImageBatch) -> Anchors:
         """Ratio (height over width) by ratio, each in all scales of the octave."""
         settings, step = self.config.faster_rcnn, torch.arange(self.config.faster_rcnn.anchor_scales_per_octave)
         scale = settings.anchor_scale * 2 ** (step / settings.anchor_scales_per_octave)
@@ -268,7 +269,7 @@ class FasterRCNNHead(nn.Module):
             hidden = F.relu(layer(hidden), inplace=True)
         return self.fc_cls(hidden), self.fc_reg(hidden).unflatten(1, (-1, 4))
 
-    def _assign_rois(self, boxes: Tensor, scores: Tensor, target: Target) -> Assignment:
+    def assign_rois(self, boxes: Tensor, scores: Tensor, target: Target) -> Assignment:
         """Objects' own boxes go first and belong to themselves; crowds give none."""
         settings, strides = self.config.faster_rcnn, boxes.new_tensor(self.strides)
         own = matchable(target)

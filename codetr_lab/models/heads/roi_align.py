@@ -45,14 +45,15 @@ def roi_align_matrices(feature: Tensor, boxes: Tensor, image: Tensor, size: int,
 def _averages(start: Tensor, end: Tensor, size: int, cells: int) -> Tensor:
     """(R,size,cells) weights that average bilinear samples in `size` bins between `start` and `end`, in cells.
 
-    A bin takes as many evenly spaced samples as it is cells long, rounded up; samples more than a cell outside the map
-    count as zero.
+    A bin takes as many evenly spaced samples as it is cells long, rounded up, so none in a box without extent; samples
+    more than a cell outside the map count as zero.
     """
     bins = ((end - start) / size)[:, None, None]
-    samples = bins.ceil().clamp(min=1)
-    step = torch.arange(int(samples.max()) if len(samples) else 1, device=start.device)
+    samples = bins.ceil()
+    step = torch.arange(int(samples.max()) if len(samples) else 0, device=start.device)
     number = torch.arange(size, device=start.device)[:, None]
-    at = start[:, None, None] + bins * (number + (step + 0.5) / samples)
-    weight = ((step < samples) & (at >= -1) & (at <= cells)) / samples
+    share = 1 / samples.clamp(min=1)
+    at = start[:, None, None] + bins * (number + (step + 0.5) * share)
+    weight = ((step < samples) & (at >= -1) & (at <= cells)) * share
     distance = at.clamp(0, cells - 1)[..., None] - torch.arange(cells, device=start.device)
     return ((1 - distance.abs()).clamp(min=0) * weight[..., None]).sum(2)
