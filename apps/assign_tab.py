@@ -113,7 +113,7 @@ class AssignTab:
                 self.table = gr.HTML(elem_id="assign-table")
         self._inputs = [self.model, image, self.object, self.top_k, self.iou, self.head, self.candidate]
         self._views = [self.grid, self.table, self.why]
-        self.scene_outputs = [self.object, self.head, self.candidate, *self._views]
+        self.scene_outputs = [self.object, self.top_k, self.iou, self.head, self.candidate, *self._views]
         self._listen(image)
 
     def _listen(self, image: gr.Slider) -> None:
@@ -139,7 +139,8 @@ class AssignTab:
         look = Look(model, int(image), chosen, int(top_k), iou, heads[0], None)
         objects = [("all objects", ALL), *((name, i) for i, name in enumerate(names))]
         return [
-            gr.Radio(objects, value=chosen), gr.Radio(head_choices(heads), value=heads[0]), None,
+            gr.Radio(objects, value=chosen), gr.Slider(visible="atss" in heads),
+            gr.Slider(visible="faster_rcnn" in heads), gr.Radio(head_choices(heads), value=heads[0]), None,
             *show(self.bench, look),
         ]  # fmt: skip
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -66,7 +67,7 @@ class HeadsTab:
     def view(self, models: list[str], image: int, score: float, truth: bool, upload: Upload | None) -> str:
         """One panel per model and head, above the score."""
         panels = []
-        for name in models:
+        for name in (name for name in self.bench.models if name in models):
             if upload is None:
                 seen = self.bench.seen(name, int(image))
                 picture, detections, target = seen.scene.image, seen.detections, seen.scene.target if truth else None
@@ -77,9 +78,9 @@ class HeadsTab:
                 classes = self.bench.models[name].config.classes
                 figure = detection_figure(picture, found, head, score, classes=classes, target=target)
                 count = int((found.scores >= score).sum())
-                title = f"{self.bench.titles[name]} · {colors.head_title(head)}"
-                note = f"{count} detection{'' if count == 1 else 's'} from {score:.2f} on"
-                panels.append(Panel(f"{name}/{head}", title, figure, note, colors.head_color(head)))
+                note = f"{self.bench.titles[name]}: {count} detection{'' if count == 1 else 's'}"
+                title, color = colors.head_title(head), colors.head_color(head)
+                panels.append(Panel(f"{name}/{head}", title, figure, note, color))
         return panels_json(panels)
 
     def forget(self) -> list[Any]:
@@ -92,6 +93,8 @@ class HeadsTab:
             image = load_image(path, max_pixels=MAX_UPLOAD_PIXELS)
         except ImageError as error:
             # The reader knows the file's name, not the folder it was stored in.
-            return [None, gr.Button(visible=False), style.warning(str(error).replace(path, path.rsplit("/", 1)[-1]))]
-        words = f"Your image, {image.shape[1]} x {image.shape[0]} pixels. It leaves this page's server at no time."
+            return [None, gr.Button(visible=False), style.warning(str(error).replace(path, Path(path).name))]
+        words = (
+            f"Your image, {image.shape[1]} x {image.shape[0]} pixels. It stays on the machine that serves this page."
+        )
         return [Upload(uuid.uuid4().hex, image), gr.Button(visible=True), f'<p class="hint">{words}</p>']

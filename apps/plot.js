@@ -44,7 +44,7 @@ async function draw(panel) {
   await Plotly.react(panel.plot, data, fit(panel, width, layout.margin.b), config);
   const legend = panel.plot.querySelector(".legend");
   const needed = legend ? Math.ceil(legend.getBBox().height) + 10 : 0;
-  if (needed > layout.margin.b) await Plotly.react(panel.plot, data, fit(panel, width, needed), config);
+  if (needed !== layout.margin.b) await Plotly.react(panel.plot, data, fit(panel, width, needed), config);
   if (panel.listening) return;
   panel.listening = true;
   panel.plot.on("plotly_click", (event) => {

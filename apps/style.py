@@ -42,7 +42,7 @@ CSS = """
   padding: 6px 12px; border-radius: 4px; margin: 0; font-size: .92rem; }
 .hint { color: var(--body-text-color-subdued); font-size: .85rem; }
 .figure-grid { display: grid; contain: inline-size; gap: 14px 18px;
-  grid-template-columns: repeat(auto-fit, minmax(min(100%, 250px), 1fr)); }
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 220px), 1fr)); }
 .panel { margin: 0; min-width: 0; max-width: 470px; }
 .panel-caption { display: flex; flex-wrap: wrap; align-items: center; gap: 0 8px; padding-bottom: 5px;
   line-height: 1.35; }

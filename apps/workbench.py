@@ -29,7 +29,7 @@ from codetr_lab.models.presets import create_model
 
 HOST = "127.0.0.1"
 FIRST_PORT, PORTS_TRIED = 7860, 100
-MODELS = ("lab_co_k2", "lab_co_k1", "lab_baseline")
+MODELS = ("lab_baseline", "lab_co_k1", "lab_co_k2")
 TITLE = "Co-DETR workbench"
 _REMEMBER_STATE = """(image, model, object) => {
   const url = new URL(window.location);
@@ -77,7 +77,7 @@ def build(models: Mapping[str, CoDETR], dataset: DetectionDataset, missing: Sequ
     """The page, not yet served.
 
     Args:
-        models: by name, in evaluation mode; the first is shown first, with the last beside it in the tab Heads.
+        models: by name, in evaluation mode; the last is shown first, with the first beside it in the tab Heads.
         dataset: whose images are shown.
         missing: names of models whose trained weights are missing; the page warns about them.
     """
@@ -85,24 +85,18 @@ def build(models: Mapping[str, CoDETR], dataset: DetectionDataset, missing: Sequ
     bench = Bench(models, dataset)
     first = first_image(dataset)
     names = list(bench.models)
-    beside = list(dict.fromkeys([names[-1], names[0]]))
+    start = names[-1]
+    beside = list(dict.fromkeys([names[0], start]))
     with gr.Blocks(title=TITLE, analytics_enabled=False) as page:
         with gr.Row(elem_classes="page-head", equal_height=False):
             gr.HTML(f"<h1>{TITLE}</h1><p>How label assignment trains a DETR</p>", min_width=240)
-            image = gr.Slider(
-                0,
-                len(dataset) - 1,
-                value=first,
-                step=1,
-                label=f"Image of {dataset.name}",
-                elem_id="image",
-                min_width=280,
-            )
+            words = f"Image of {dataset.name}"
+            image = gr.Slider(0, len(dataset) - 1, value=first, step=1, label=words, elem_id="image", min_width=280)
         if missing:
             gr.HTML(style.warning(_missing_words(missing)), elem_id="missing-weights")
         with gr.Tabs():
             with gr.Tab("Assign", id="assign") as assign_page:
-                assign = AssignTab(bench, image, names[0])
+                assign = AssignTab(bench, image, start)
             with gr.Tab("Heads", id="heads") as heads_page:
                 heads = HeadsTab(bench, image, beside)
         for tab, where in (("assign", assign_page), ("heads", heads_page)):
@@ -114,7 +108,7 @@ def build(models: Mapping[str, CoDETR], dataset: DetectionDataset, missing: Sequ
             """The state that the address names, or a good first image."""
             query = dict(request.query_params)
             index = _number(query.get("image"), 0, len(dataset) - 1, default=first)
-            model = query["model"] if query.get("model") in bench.models else names[0]
+            model = query["model"] if query.get("model") in bench.models else start
             chosen = _number(query.get("object"), 0, 10_000, default=ALL)
             config = bench.models[model].config
             shown = assign.scene(model, index, config.atss.top_k, config.faster_rcnn.roi_positive_iou, chosen)
@@ -250,7 +244,7 @@ def main(port: int | None = None, smoke: bool = False) -> int:
     url = serve(page, number)
     try:
         if smoke:
-            print(f"the workbench answers at {url}; its first figure holds {check(url, MODELS[0])} candidates")
+            print(f"the workbench answers at {url}; its first figure holds {check(url, MODELS[-1])} candidates")
             return 0
         if missing:
             print(_missing_words(missing), file=sys.stderr)
