@@ -115,9 +115,7 @@ def train(
     AcceleratorState._reset_state(reset_partial_state=not (dist.is_available() and dist.is_initialized()))
     accelerator = Accelerator(cpu=options.device == "cpu", mixed_precision=options.precision)
     state = resumed_state(Path(out), config, resume=options.resume)
-    accelerator.wait_for_everyone()
-    if state is None and accelerator.is_main_process:
-        write_run(Path(out), run_record(config, options, data=train_data.name, images=len(train_data)))
+    accelerator.wait_for_everyone()  # nobody writes before everybody has looked
     return _Run(config, train_data, val_data, Path(out), options, accelerator, state).go()
 
 
@@ -169,6 +167,9 @@ class _Run:
             self.model.load_state_dict(state.model)
             optimizer.load_state_dict(state.optimizer)
             self.step, self.epoch, self.batch, self.seconds_before = state.step, state.epoch, state.batch, state.seconds
+        elif accelerator.is_main_process:  # only now, so that a wrong configuration leaves no folder behind
+            facts = {"data": self.train_data.name, "images": len(self.train_data), "fresh_layers": self.reset}
+            write_run(self.out, run_record(self.config, options, **facts))
         self.saved_step = self.step
         self.wrapped, self.optimizer = accelerator.prepare(self.model, optimizer)
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
