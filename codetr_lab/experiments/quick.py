@@ -96,6 +96,7 @@ def run_quick(options: QuickOptions | None = None, *, progress: bool = True) -> 
         The records by seed and K.
 
     Raises:
+        KeyboardInterrupt: Ctrl-C; the message says how to go on.
         ExperimentError: a run failed; the others were stopped with a checkpoint.
         CheckpointError: `out` cannot be written.
     """
@@ -108,7 +109,10 @@ def run_quick(options: QuickOptions | None = None, *, progress: bool = True) -> 
     for cell in cells:
         if cell not in todo:
             print(f"{cell.title}: finished before, used again from {cell.folder}", file=sys.stderr)
-    _Pool(options.workers, progress).run(todo)
+    try:
+        _Pool(options.workers, progress).run(todo)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"stopped; the same command goes on from the checkpoints in {options.out}") from None
     records = [record for cell in cells if (record := cell.record()) is not None]
     write_atomically(options.out / "quick.json", (json.dumps(records, indent=2) + "\n").encode())
     print(f"{table(records)}\n\n{verdict(records)}\n\n{options.out / 'quick.json'}")
