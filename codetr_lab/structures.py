@@ -29,7 +29,9 @@ def _map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(value, Tensor):
         return function(value)
     if is_dataclass(value) and not isinstance(value, type):
-        return replace(value, **{f.name: _map_tensors(getattr(value, f.name), function) for f in fields(value) if f.init})
+        return replace(
+            value, **{f.name: _map_tensors(getattr(value, f.name), function) for f in fields(value) if f.init}
+        )
     if isinstance(value, Mapping):
         return {key: _map_tensors(item, function) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
@@ -65,7 +67,7 @@ def match_batch(
     if max(counts, default=0):
         terms = matching_costs(logits.float(), boxes_cxcywh.float(), labels, target_boxes, whwh, **weights)
         # A NaN must reach the loss, where it is reported, and not stop the solver here.
-        costs = torch.nan_to_num(sum(terms.values()), nan=1e6, posinf=1e6, neginf=-1e6).cpu().numpy()
+        costs = torch.nan_to_num(_total(terms), nan=1e6, posinf=1e6, neginf=-1e6).cpu().numpy()
         for layer, of_layer in enumerate(costs):
             for image, (cost, count) in enumerate(zip(of_layer, counts, strict=True)):
                 query, objects = linear_sum_assignment(cost[:, :count])
@@ -98,14 +100,14 @@ def hungarian(
 
 
 def hungarian_assignment(
-    candidates: Candidates, target: Target, gt_index: Tensor, parameters: dict[str, object]
+    candidates: Candidates, target: Target, gt_index: Tensor, parameters: dict[str, Any]
 ) -> Assignment:
     """The record of a match that `match_batch` has made (`gt_index` (M,))."""
     count = len(target["labels"])
     threshold = torch.full((count,), float("nan"), device=gt_index.device)
     if count:
         matched = (gt_index >= 0).nonzero().flatten()
-        costs = sum(_costs(candidates.boxes[matched], candidates.scores[matched], target, parameters).values())
+        costs = _total(_costs(candidates, matched, target, parameters))
         objects = gt_index[matched]
         threshold[objects] = costs.gather(1, objects[:, None])[:, 0]
     return Assignment(
@@ -114,7 +116,15 @@ def hungarian_assignment(
     )  # fmt: skip
 
 
-def _costs(boxes: Tensor, logits: Tensor, target: Target, parameters: dict) -> dict[str, Tensor]:
+def _total(terms: dict[str, Tensor]) -> Tensor:
+    return terms["classification"] + terms["l1"] + terms["giou"]
+
+
+def _costs(candidates: Candidates, rows: Tensor, target: Target, parameters: dict[str, Any]) -> dict[str, Tensor]:
+    """The terms of giving the candidates at `rows` to each object."""
+    if candidates.scores is None:
+        raise ValueError("Hungarian costs need candidates with class logits")
+    boxes, logits = candidates.boxes[rows], candidates.scores[rows]
     weights = {name: value for name, value in parameters.items() if name != "image_size"}
     height, width = parameters["image_size"]
     whwh = boxes.new_tensor([width, height] * 2)
@@ -126,10 +136,9 @@ def _explain(assignment: Assignment, index: int) -> str:
     target = assignment.target
     if not len(target["labels"]):
         return f"Query {index} is negative: the image has no objects."
-    one = slice(index, index + 1)
-    candidates = assignment.candidates
-    terms = _costs(candidates.boxes[one], candidates.scores[one], target, assignment.parameters)
-    total = sum(terms.values())[0]
+    row = torch.tensor([index], device=assignment.gt_index.device)
+    terms = _costs(assignment.candidates, row, target, assignment.parameters)
+    total = _total(terms)[0]
     matched = int(assignment.gt_index[index])
     if matched >= 0:
         parts = ", ".join(f"{name} {float(term[0, matched]):.2f}" for name, term in terms.items())
@@ -143,6 +152,6 @@ def _explain(assignment: Assignment, index: int) -> str:
     winner = int((assignment.gt_index == nearest).nonzero()[0, 0]) if (assignment.gt_index == nearest).any() else None
     taken = f"query {winner} took it at {float(assignment.threshold[nearest]):.2f}" if winner is not None else "untaken"
     return (
-        f"Query {index} is negative: its cheapest object is {nearest} at cost {float(total[nearest]):.2f}, but an object "
-        f"takes one query only, and {taken}."
+        f"Query {index} is negative: its cheapest object is {nearest} at cost {float(total[nearest]):.2f}, but an "
+        f"object takes one query only, and {taken}."
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -30,8 +31,9 @@ class Backbone(nn.Module):
             )  # fmt: skip
         except (TypeError, AssertionError, RuntimeError) as error:
             raise ConfigError(f"backbone {config.name}: timm cannot build it: {error}") from error
-        self.channels: list[int] = self.net.feature_info.channels()
-        self.strides: list[int] = self.net.feature_info.reduction()
+        info: Any = self.net.feature_info
+        self.channels: list[int] = info.channels()
+        self.strides: list[int] = info.reduction()
         if config.weights:
             self.load(config.weights)
         self.net.to(memory_format=torch.channels_last)  # faster convolutions on CPU and GPU alike
@@ -48,7 +50,8 @@ class Backbone(nn.Module):
         """The children up to and including the last frozen stage."""
         if self.config.frozen_stages < 0:
             return []
-        last = self.net.feature_info.info[self.config.frozen_stages]["module"].split(".")[0]
+        info: Any = self.net.feature_info
+        last = info.info[self.config.frozen_stages]["module"].split(".")[0]
         frozen = []
         for name, module in self.net.named_children():
             frozen.append(module)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from codetr_lab.models.backbones import Backbone
 from codetr_lab.models.config import CoDETRConfig, unknown
 from codetr_lab.models.decoder import Decoder
 from codetr_lab.models.encoder import Encoder
-from codetr_lab.models.heads import build_heads
+from codetr_lab.models.heads import AuxHead, build_heads
 from codetr_lab.models.neck import Neck, Pyramid
 from codetr_lab.models.queries import CustomizedGroup, QueryCustomizer, QuerySelection
 from codetr_lab.models.set_loss import PaddedTargets, given_assignments, group_assignments, set_losses
@@ -61,7 +61,9 @@ class CoDETR(nn.Module):
                     module.reset_parameters()
         nn.init.normal_(self.encoder.level_embeds)
 
-    def forward(self, batch: ImageBatch, targets: Sequence[Target] | None = None) -> dict[str, Tensor] | list[Detections]:
+    def forward(
+        self, batch: ImageBatch, targets: Sequence[Target] | None = None
+    ) -> dict[str, Tensor] | list[Detections]:
         """Losses by name in training mode (sum them), detections per image in evaluation mode.
 
         Raises:
@@ -90,8 +92,15 @@ class CoDETR(nn.Module):
         found = {"detr": trace.detections} | {name: trace.heads[name].detections for name in names}
         return [{name: found[name][image] for name in heads} for image in range(len(batch))]
 
-    def predict(self, images: Sequence[Any], heads: Sequence[str] = ("detr",), batch_size: int = 8) -> list[dict[str, Detections]]:
-        """Detect on paths, PIL images or (H,W,3) uint8 arrays of any size; boxes in each image's own pixels."""
+    def predict(
+        self, images: Sequence[Any], heads: Sequence[str] = ("detr",), batch_size: int = 8
+    ) -> list[dict[str, Detections]]:
+        """Detect on paths, PIL images or (H,W,3) uint8 arrays of any size; boxes in each image's own pixels.
+
+        Raises:
+            ImageError: an image cannot be read; names it.
+            ConfigError: the model has no such head.
+        """
         from codetr_lab.images import load_image, prepare
 
         device = next(self.parameters()).device
@@ -132,19 +141,21 @@ class CoDETR(nn.Module):
         """The one flow. `heads` detect as well; `keep` records assignments and attention for people to look at."""
         memory = self.encoder(self.neck(self.backbone(batch.pixels)), batch.pad_mask)
         levels = memory.levels()
+        if keep:  # everything after reads the very tensors that the trace shows, so that Grad-CAM finds them
+            memory = replace(memory, tokens=torch.cat([level.flatten(2).transpose(1, 2) for level in levels], 1))
         proposals, original = self.selection(memory)
-        wanted = self.heads if targets is not None else {name: self.heads[name] for name in heads}
-        pyramid = self.pyramid(levels) if wanted else []
+        aux_heads = cast("dict[str, AuxHead]", dict(self.heads.items()))
+        pyramid = self.pyramid(levels) if heads or (aux_heads and targets is not None) else []
 
         outputs: dict[str, HeadOutput] = {}
         customized: dict[str, CustomizedGroup] = {}
         if targets is not None:
             targets = check_targets(targets, batch, self.config.num_classes)
-            for name, head in self.heads.items():
+            for name, head in aux_heads.items():
                 outputs[name] = head.supervise(pyramid, batch, targets, generator)
                 customized[name] = self.customizers[name](name, outputs[name].positives, batch.whwh(), generator)
         for name in heads:
-            found = self.heads[name].predict(pyramid, batch)
+            found = aux_heads[name].predict(pyramid, batch)
             outputs[name] = replace(outputs.get(name, HeadOutput(name)), detections=found)
 
         groups = self.decoder([original, *(group.query for group in customized.values())], memory, traced=keep)
@@ -167,7 +178,7 @@ class CoDETR(nn.Module):
         batch: ImageBatch,
         keep: bool,
     ) -> tuple[Proposals, dict[str, QueryGroup], dict[str, Tensor]]:
-        """Eq. 6: the original branch, lambda_1 times each customized branch, the encoder's and the heads' own losses."""
+        """Eq. 6: the original branch, lambda_1 times each customized one, the encoder's and the heads' own losses."""
         truth = PaddedTargets.of(targets, batch)
         match = self.config.match
         total: dict[str, Tensor] = {}

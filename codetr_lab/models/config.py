@@ -26,7 +26,7 @@ def unknown(what: str, name: str, known: list[str]) -> ConfigError:
 
 @dataclass(frozen=True)
 class ImageConfig:
-    """Preprocessing. `mean` and `std` in units of 0..255 RGB; the short side goes to `short`, the long at most `long`."""
+    """Preprocessing. `mean`, `std` in units of 0..255 RGB; the short side goes to `short`, the long at most `long`."""
 
     mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
     std: tuple[float, float, float] = (58.395, 57.12, 57.375)
@@ -218,7 +218,7 @@ def override(config: Any, **values: Any) -> Any:
 
 def _coerce(kind: Any, value: Any, name: str) -> Any:
     """Lists become tuples and dictionaries dataclasses, as JSON needs; plain kinds are checked."""
-    if is_dataclass(kind) and isinstance(value, dict):
+    if isinstance(kind, type) and is_dataclass(kind) and isinstance(value, dict):
         return override(kind(), **value)
     if isinstance(value, dict):
         return {key: _coerce(None, item, name) for key, item in value.items()}

@@ -64,10 +64,10 @@ class DecoderLayer(nn.Module):
 
 def box_branch(dim: int) -> nn.Sequential:
     """Three linear layers to box deltas, which start at zero."""
-    branch = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, 4))
-    nn.init.zeros_(branch[-1].weight)
-    nn.init.zeros_(branch[-1].bias)
-    return branch
+    last = nn.Linear(dim, 4)
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+    return nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, dim), nn.ReLU(), last)
 
 
 def class_branch(dim: int, num_classes: int) -> nn.Linear:
@@ -117,13 +117,13 @@ class Decoder(nn.Module):
             if traced:
                 locations.append(where)
                 weights.append(weight)
-        stacked = [torch.stack(items) if items else None for items in (references, logits, boxes, locations, weights)]
+        outputs = [torch.stack(items) for items in (references, logits, boxes)]
+        attention = [torch.stack(items) if traced else None for items in (locations, weights)]
 
         def of(group: QueryInput) -> QueryGroup:
-            parts = [None if item is None else item[:, :, slices[group.name]] for item in stacked]
-            return QueryGroup(
-                group.name, parts[0], parts[1], parts[2], group.kind, [],
-                sampling_locations=parts[3], attention_weights=parts[4],
-            )  # fmt: skip
+            own = slices[group.name]
+            references, logits, boxes = (item[:, :, own] for item in outputs)
+            where, weight = (None if item is None else item[:, :, own] for item in attention)
+            return QueryGroup(group.name, references, logits, boxes, group.kind, [], where, weight)
 
         return {group.name: of(group) for group in groups}

@@ -1,4 +1,4 @@
-"""Where queries come from: the encoder's own proposals (two-stage), and the positives of the auxiliary heads (Eq. 4)."""
+"""Where queries come from: the encoder's own proposals (two-stage), and the auxiliary heads' positives (Eq. 4)."""
 
 from __future__ import annotations
 
@@ -43,14 +43,17 @@ class QuerySelection(nn.Module):
         logits = self.class_branch(tokens)
         # An invalid token's prior is infinite, so its box is (1,1,1,1), as in the release.
         unactivated = self.box_branch(tokens) + prior
-        count = min(self.config.num_queries, logits.shape[1])
-        index = logits[..., 0].topk(count, dim=1).indices
+        index = self.select(logits)
         chosen = unactivated.gather(1, index[..., None].expand(-1, -1, 4)).detach()
         encoded = box_encoding(chosen.sigmoid(), self.config.transformer.hidden_dim)
         position = self.pos_trans_norm(self.pos_trans(encoded)).chunk(2, -1)[0]
-        content = self.query_embedding.weight[:count].expand(len(logits), -1, -1)
+        content = self.query_embedding.weight[: index.shape[1]].expand(len(logits), -1, -1)
         original = QueryInput("original", content, position, chosen.sigmoid(), torch.full_like(index, PLAIN))
         return Proposals(logits, unactivated.sigmoid(), index, valid), original
+
+    def select(self, logits: Tensor) -> Tensor:
+        """(B,S,C) to the (B,Q) tokens that become queries, best first; all of them where there are fewer than Q."""
+        return logits[..., 0].topk(min(self.config.num_queries, logits.shape[1]), dim=1).indices
 
     def _priors(self, memory: Memory) -> tuple[Tensor, Tensor]:
         """(B,S,4) logits of each token's own box, infinite where invalid, and (B,S) which are valid."""

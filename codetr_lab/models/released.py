@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +19,8 @@ class CheckpointError(ValueError):
 
 _ATTENTION = r"(sampling_offsets|attention_weights|value_proj|output_proj)\.(weight|bias)"
 
+_LAYERS = r"query_head.transformer.{}.layers.\1"
+
 # (pattern of our key, released key). The release counts RoI heads and dense heads apart, and its per-head modules with
 # RoI heads first: those indices are filled in by `_head_index`.
 _RULES: tuple[tuple[str, str], ...] = (
@@ -25,9 +28,9 @@ _RULES: tuple[tuple[str, str], ...] = (
     (r"neck\.(convs|extra_convs)\.(\d+)\.(conv|gn)\.(.*)", r"neck.\1.\2.\3.\4"),
     (r"pyramid\.downsample\.(.*)", r"query_head.downsample.\1"),
     (r"encoder\.level_embeds", r"query_head.transformer.level_embeds"),
-    (rf"encoder\.layers\.(\d+)\.self_attn\.{_ATTENTION}", r"query_head.transformer.encoder.layers.\1.attentions.0.\2.\3"),
-    (r"decoder\.layers\.(\d+)\.self_attn\.(.*)", r"query_head.transformer.decoder.layers.\1.attentions.0.attn.\2"),
-    (rf"decoder\.layers\.(\d+)\.cross_attn\.{_ATTENTION}", r"query_head.transformer.decoder.layers.\1.attentions.1.\2.\3"),
+    (rf"encoder\.layers\.(\d+)\.self_attn\.{_ATTENTION}", rf"{_LAYERS.format('encoder')}.attentions.0.\2.\3"),
+    (r"decoder\.layers\.(\d+)\.self_attn\.(.*)", rf"{_LAYERS.format('decoder')}.attentions.0.attn.\2"),
+    (rf"decoder\.layers\.(\d+)\.cross_attn\.{_ATTENTION}", rf"{_LAYERS.format('decoder')}.attentions.1.\2.\3"),
     (r"(encoder|decoder)\.layers\.(\d+)\.linear1\.(.*)", r"query_head.transformer.\1.layers.\2.ffns.0.layers.0.0.\3"),
     (r"(encoder|decoder)\.layers\.(\d+)\.linear2\.(.*)", r"query_head.transformer.\1.layers.\2.ffns.0.layers.1.\3"),
     (r"selection\.(enc_output|enc_output_norm|pos_trans|pos_trans_norm)\.(.*)", r"query_head.transformer.\1.\2"),
@@ -106,7 +109,8 @@ def load_released(model: CoDETR, source: str | Path | Mapping[str, Tensor]) -> C
     for problem, names in (("another shape", misshapen), ("missing", missing), ("left over", left)):
         if names:
             raise CheckpointError(
-                f"checkpoint does not fit {model.config.preset}: {len(names)} keys {problem}, first {', '.join(names[:3])}"
+                f"checkpoint does not fit {model.config.preset}: {len(names)} keys {problem}, "
+                f"first {', '.join(names[:3])}"
             )
     model.load_state_dict(ours, strict=False)
     return model
@@ -134,8 +138,9 @@ def _read(path: str | Path) -> dict[str, Tensor]:
         raise CheckpointError(f"there is no checkpoint {path}")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise CheckpointError(f"{path} is not a checkpoint that can be read safely: {str(error).splitlines()[0]}") from error
+    except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        reason = (str(error).splitlines() or ["it is empty"])[0]
+        raise CheckpointError(f"{path} is not a checkpoint that can be read safely: {reason}") from error
     state = content.get("state_dict", content) if isinstance(content, dict) else None
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise CheckpointError(f"{path} holds no state_dict")
