@@ -47,21 +47,21 @@ class HeadsTab:
                 self.upload = gr.State(None)
             with gr.Column(scale=4, min_width=300):
                 self.grid = figure_grid("Detections of every head", elem_id="heads-grid")
-        self.inputs = [self.models, image, self.score, self.truth, self.upload]
-        self._own = [self.upload, self.clear, self.message]
+        self._inputs = [self.models, image, self.score, self.truth, self.upload]
+        self._own = [self.upload, self.clear, self.message, self.grid]
         self._listen(image)
 
     def _listen(self, image: gr.Slider) -> None:
         quiet: dict[str, Any] = {"show_progress": "hidden", "trigger_mode": "always_last"}
         gr.on(
-            [self.models.input, self.score.input, self.truth.input], self.view, self.inputs, self.grid,
+            [self.models.input, self.score.input, self.truth.input], self.view, self._inputs, self.grid,
             api_name="heads", **quiet,
         )  # fmt: skip
-        gr.on([image.input, self.clear.click], self.forget, None, self._own, api_visibility="private").then(
-            self.view, self.inputs, self.grid, api_visibility="private", **quiet
+        gr.on(
+            [image.input, self.clear.click], self.forget, self._inputs[:4], self._own, api_visibility="private", **quiet
         )
-        self.file.upload(self.receive, self.file, self._own, api_visibility="private").then(
-            self.view, self.inputs, self.grid, api_visibility="private", **quiet
+        self.file.upload(
+            self.receive, [self.file, *self._inputs[:4]], self._own, api_visibility="private", trigger_mode="multiple"
         )
 
     def view(self, models: list[str], image: int, score: float, truth: bool, upload: Upload | None) -> str:
@@ -83,18 +83,20 @@ class HeadsTab:
                 panels.append(Panel(f"{name}/{head}", title, figure, note, color))
         return panels_json(panels)
 
-    def forget(self) -> list[Any]:
+    def forget(self, models: list[str], image: int, score: float, truth: bool) -> list[Any]:
         """Back to the data set's image."""
-        return [None, gr.Button(visible=False), ""]
+        return [None, gr.Button(visible=False), "", self.view(models, image, score, truth, None)]
 
-    def receive(self, path: str) -> list[Any]:
-        """Read an uploaded image, or say what is wrong with it."""
+    def receive(self, path: str, models: list[str], image: int, score: float, truth: bool) -> list[Any]:
+        """Read an uploaded image and show it, or say what is wrong with it."""
         try:
-            image = load_image(path, max_pixels=MAX_UPLOAD_PIXELS)
+            pixels = load_image(path, max_pixels=MAX_UPLOAD_PIXELS)
         except ImageError as error:
             # The reader knows the file's name, not the folder it was stored in.
-            return [None, gr.Button(visible=False), style.warning(str(error).replace(path, Path(path).name))]
-        words = (
-            f"Your image, {image.shape[1]} x {image.shape[0]} pixels. It stays on the machine that serves this page."
-        )
-        return [Upload(uuid.uuid4().hex, image), gr.Button(visible=True), f'<p class="hint">{words}</p>']
+            message = style.warning(str(error).replace(path, Path(path).name))
+            return [None, gr.Button(visible=False), message, self.view(models, image, score, truth, None)]
+        height, width = pixels.shape[:2]
+        words = f"Your image, {width} x {height} pixels. It stays on the machine that serves this page."
+        upload = Upload(uuid.uuid4().hex, pixels)
+        shown = self.view(models, image, score, truth, upload)
+        return [upload, gr.Button(visible=True), f'<p class="hint">{words}</p>', shown]

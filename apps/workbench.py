@@ -101,8 +101,8 @@ def build(models: Mapping[str, CoDETR], dataset: DetectionDataset, missing: Sequ
                 heads = HeadsTab(bench, image, beside)
         for tab, where in (("assign", assign_page), ("heads", heads_page)):
             where.select(None, js=_REMEMBER_TAB.format(tab=tab), api_visibility="private")
-        state = [image, assign.model, assign.object]
-        gr.on([c.input for c in state], None, state, js=_REMEMBER_STATE, api_visibility="private")
+        moved = [image.input, assign.model.input, assign.object.input]
+        gr.on(moved, None, [image, assign.model, assign.object], js=_REMEMBER_STATE, api_visibility="private")
 
         def restore(request: gr.Request) -> list[Any]:
             """The state that the address names, or a good first image."""

@@ -15,7 +15,7 @@ HEAD_COLORS: dict[str, str] = {
     "fcos": "#CC79A7",
     "paa": "#56B4E9",
     "retinanet": "#D55E00",
-    "gfl": "#B8A800",
+    "gfl": "#D9C91A",
     "mask_rcnn": "#6B5FA8",
     "denoising": "#7A5C3E",
 }

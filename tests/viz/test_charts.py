@@ -1,0 +1,35 @@
+"""Bars and curves hold the numbers that they were given."""
+
+from __future__ import annotations
+
+import pytest
+
+from codetr_lab.viz import colors, curves_figure, positives_bar
+
+
+def test_bars_are_the_counts() -> None:
+    figure = positives_bar({"original": [1, 1], "atss": [4, 7]}, ["0 star", "1 ring"], "title")
+    assert [list(bar.y) for bar in figure.data] == [[1, 1], [4, 7]]
+    assert [bar.name for bar in figure.data] == ["DETR decoder", "ATSS"]
+    assert [bar.marker.color for bar in figure.data] == [colors.head_color("original"), colors.head_color("atss")]
+    assert figure.layout.yaxis.title.text == "positives"
+    with pytest.raises(ValueError, match="atss: 1 counts for 2 objects"):
+        positives_bar({"atss": [1]}, ["a", "b"])
+
+
+def test_curves_are_labelled() -> None:
+    figure = curves_figure(
+        {"K = 0": ([0, 1], [0.1, 0.2]), "K = 2": ([0, 1], [0.2, 0.4])}, "step", "AP", line_colors={"K = 2": "#123456"}
+    )
+    assert list(figure.data[1].y) == [0.2, 0.4]
+    assert figure.data[1].line.color == "#123456"
+    assert (figure.layout.xaxis.title.text, figure.layout.yaxis.title.text) == ("step", "AP")
+    with pytest.raises(ValueError, match="curve 'a': 2 x values for 1 y values"):
+        curves_figure({"a": ([0, 1], [0])}, "x", "y")
+
+
+def test_more_curves_than_colours_differ_by_dash() -> None:
+    count = len(colors.HEAD_COLORS) + 1
+    figure = curves_figure({str(i): ([0], [i]) for i in range(count)}, "x", "y")
+    assert figure.data[0].line.color == figure.data[-1].line.color
+    assert figure.data[0].line.dash != figure.data[-1].line.dash
