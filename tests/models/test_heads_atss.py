@@ -81,16 +81,16 @@ def test_losses_of_an_image_by_hand(head: ATSSHead) -> None:
                 focal += -0.25 * (1 - p) ** 2 * math.log(p)
             else:
                 focal += -0.75 * p**2 * math.log(1 - p)
-    assert float(output.losses["classification"]) == pytest.approx(factor * focal / len(positive), rel=1e-4)
+    assert output.losses["classification"].item() == pytest.approx(factor * focal / len(positive), rel=1e-4)
 
     goal = centerness_target(found.candidates.boxes[positive], found.target_boxes[positive])
     decoded = box_ops.decode_deltas(found.candidates.boxes[positive], deltas[positive], STDS)
     giou = 1 - box_ops.giou(decoded, found.target_boxes[positive])
     box = factor * 2 * float((giou * goal).sum()) / max(1.0, float(goal.sum()))
-    assert float(output.losses["box"]) == pytest.approx(box, rel=1e-5)
+    assert output.losses["box"].item() == pytest.approx(box, rel=1e-5)
     p = centerness[positive].sigmoid()
     entropy = -(goal * p.log() + (1 - goal) * (1 - p).log()).sum()
-    assert float(output.losses["centerness"]) == pytest.approx(factor * float(entropy) / len(positive), rel=1e-5)
+    assert output.losses["centerness"].item() == pytest.approx(factor * float(entropy) / len(positive), rel=1e-5)
 
 
 def test_centerness_is_one_in_the_middle() -> None:
@@ -143,7 +143,7 @@ def test_anchors_in_the_padding_are_no_loss_but_spare_boxes_of_zeros(head: ATSSH
     assignments = [atss(anchors.candidates(i), t) for i, t in enumerate(TARGETS)]
     first = wide._losses((logits, deltas, centerness), anchors, assignments)
     second = wide._losses((logits + 5 * ~anchors.valid[..., None], deltas, centerness), anchors, assignments)
-    assert float(first["classification"]) == float(second["classification"])
+    assert first["classification"].item() == second["classification"].item()
 
 
 def test_every_parameter_gets_a_gradient_with_and_without_objects(head: ATSSHead) -> None:
@@ -153,7 +153,7 @@ def test_every_parameter_gets_a_gradient_with_and_without_objects(head: ATSSHead
     check_gradients(head, with_one_empty, finite_only=True)
     output = head.supervise(pyramid(), batch(), EMPTY)
     check_gradients(head, output, finite_only=True)
-    assert float(output.losses["box"]) == float(output.losses["centerness"]) == 0
+    assert output.losses["box"].item() == output.losses["centerness"].item() == 0
     assert [len(p) for p in output.positives] == [0, 0]
     assert output.positives[0].features.shape == (0, 32)
 
@@ -209,4 +209,14 @@ def test_a_target_that_covers_no_anchor_counts_as_one(head: ATSSHead) -> None:
     output = head.supervise(pyramid(1), batch((128, 128)), [tiny])
     empty = head.supervise(pyramid(1), batch((128, 128)), EMPTY[:1])
     assert len(output.positives[0]) == 0
-    assert float(output.losses["classification"]) == pytest.approx(float(empty.losses["classification"]))
+    assert output.losses["classification"].item() == pytest.approx(empty.losses["classification"].item())
+
+
+def test_losses_in_reduced_precision_are_float32_and_near(head: ATSSHead) -> None:
+    exact = head.supervise(pyramid(), batch(), TARGETS, torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = head.supervise(pyramid(), batch(), TARGETS, torch.Generator().manual_seed(0))
+        assert len(head.predict(pyramid(), batch())) == 2
+    for name, value in rough.losses.items():
+        assert value.dtype == torch.float32
+        assert value.item() == pytest.approx(exact.losses[name].item(), rel=0.05, abs=0.01), name

@@ -161,10 +161,10 @@ def test_losses_of_an_image_by_hand(head: FasterRCNNHead) -> None:
     count = int(positive.sum()) + int(negative.sum())
     entropy = F.softplus(-objectness[positive]).sum() + F.softplus(objectness[negative]).sum()
     assert count == 64
-    assert float(output.losses["rpn_classification"]) == pytest.approx(factor * float(entropy) / count, rel=1e-5)
+    assert output.losses["rpn_classification"].item() == pytest.approx(factor * float(entropy) / count, rel=1e-5)
     goal = box_ops.encode_deltas(rpn.candidates.boxes[positive], rpn.target_boxes[positive])
     box = (deltas[positive] - goal).abs().sum()
-    assert float(output.losses["rpn_box"]) == pytest.approx(factor * float(box) / count, rel=1e-5)
+    assert output.losses["rpn_box"].item() == pytest.approx(factor * float(box) / count, rel=1e-5)
 
     rois = output.assignments[0]
     index = torch.cat([(rois.positive & rois.used).nonzero()[:, 0], (rois.negative & rois.used).nonzero()[:, 0]])
@@ -172,11 +172,11 @@ def test_losses_of_an_image_by_hand(head: FasterRCNNHead) -> None:
     logits, roi_deltas = (value.detach() for value in head.roi(head.roi_features(levels, [boxes])))
     labels = torch.where(rois.labels[index] >= 0, rois.labels[index], 6)
     expected = factor * float(F.cross_entropy(logits, labels))
-    assert float(output.losses["roi_classification"]) == pytest.approx(expected, rel=1e-5)
+    assert output.losses["roi_classification"].item() == pytest.approx(expected, rel=1e-5)
     chosen = rois.positive[index].nonzero()[:, 0]
     decoded = box_ops.decode_deltas(boxes[chosen], roi_deltas[chosen, labels[chosen]], ROI_STDS)
     giou = (1 - box_ops.giou(decoded, rois.target_boxes[index][chosen])).sum()
-    assert float(output.losses["roi_box"]) == pytest.approx(factor * 10 * float(giou) / len(index), rel=1e-4)
+    assert output.losses["roi_box"].item() == pytest.approx(factor * 10 * float(giou) / len(index), rel=1e-4)
 
 
 def test_positives_start_with_the_objects_themselves(head: FasterRCNNHead) -> None:
@@ -219,7 +219,7 @@ def test_every_parameter_gets_a_gradient_with_and_without_objects(head: FasterRC
     output = head.supervise(pyramid(), batch(), EMPTY)
     check_gradients(head, output, finite_only=True)
     assert output.losses.keys() == {"rpn_classification", "rpn_box", "roi_classification", "roi_box"}
-    assert float(output.losses["rpn_box"]) == float(output.losses["roi_box"]) == 0
+    assert output.losses["rpn_box"].item() == output.losses["roi_box"].item() == 0
     assert [len(p) for p in output.positives] == [0, 0]
     assert len(output.positives[0].negative_boxes) > 0
 
@@ -270,3 +270,13 @@ def test_detections_come_from_their_proposal_and_class(head: FasterRCNNHead) -> 
     assert torch.allclose(found.boxes[0], proposals[0][0][0], atol=1e-4)
     share = math.exp(8) / (math.exp(8) + math.exp(4) + 5)
     assert float(found.scores[0]) == pytest.approx(share, rel=1e-5)
+
+
+def test_losses_in_reduced_precision_are_float32_and_near(head: FasterRCNNHead) -> None:
+    exact = head.supervise(pyramid(), batch(), TARGETS, torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = head.supervise(pyramid(), batch(), TARGETS, torch.Generator().manual_seed(0))
+        assert len(head.predict(pyramid(), batch())) == 2
+    for name, value in rough.losses.items():
+        assert value.dtype == torch.float32
+        assert value.item() == pytest.approx(exact.losses[name].item(), rel=0.05, abs=0.01), name

@@ -85,7 +85,7 @@ class ATSSHead(nn.Module):
             both = F.conv2d(reg, weight, bias, padding=1)
             deltas.append(scale(both[:, :4]))
             centerness.append(both[:, 4:])
-        return tokens(logits), tokens(deltas), tokens(centerness)[..., 0]
+        return tokens(logits).float(), tokens(deltas).float(), tokens(centerness)[..., 0].float()
 
     def supervise(
         self,

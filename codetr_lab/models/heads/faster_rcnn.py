@@ -166,7 +166,7 @@ class FasterRCNNHead(nn.Module):
         hidden = tokens([F.relu(self.rpn_conv(level), inplace=True) for level in pyramid])
         objectness = F.linear(hidden, self.rpn_cls.weight.flatten(1), self.rpn_cls.bias)
         deltas = F.linear(hidden, self.rpn_reg.weight.flatten(1), self.rpn_reg.bias)
-        return objectness.flatten(1), deltas.reshape(len(hidden), -1, 4)
+        return objectness.flatten(1).float(), deltas.reshape(len(hidden), -1, 4).float()
 
     @torch.no_grad()
     def propose(
@@ -252,6 +252,8 @@ class FasterRCNNHead(nn.Module):
         rows, pooled = [], []
         for index, stride in enumerate(self.strides[: settings.roi_levels]):
             row = (level == index).nonzero()[:, 0]
+            if not len(row) and index:
+                continue  # the finest level is kept, for batches without any box
             rows.append(row)
             pooled.append(roi_align(pyramid[index], boxes[row], image[row], settings.roi_size, 1 / stride))
         return torch.cat(pooled)[torch.cat(rows).argsort()]
@@ -267,7 +269,7 @@ class FasterRCNNHead(nn.Module):
         hidden = features.flatten(1)
         for layer in self.shared_fcs:
             hidden = F.relu(layer(hidden), inplace=True)
-        return self.fc_cls(hidden), self.fc_reg(hidden).unflatten(1, (-1, 4))
+        return self.fc_cls(hidden).float(), self.fc_reg(hidden).unflatten(1, (-1, 4)).float()
 
     def assign_rois(self, boxes: Tensor, scores: Tensor, target: Target) -> Assignment:
         """Objects' own boxes go first and belong to themselves; crowds give none."""
