@@ -36,7 +36,7 @@ class QuickOptions:
 
     out: Path = Path("runs/quick")
     """Folder for quick.json and the runs; finished runs found there are used again."""
-    steps: int = 3000
+    steps: int = 2000
     """Optimizer steps of every run."""
     seeds: tuple[int, ...] = (0,)
     """One run of each K per seed."""
