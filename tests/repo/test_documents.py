@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -60,3 +61,15 @@ def test_nothing_about_the_machine(repository: Path) -> None:
         if word in path.read_text(errors="replace")
     ]
     assert not found
+
+
+def test_the_results_in_the_readme_are_those_of_the_shipped_models(repository: Path) -> None:
+    """Each row of the table against the record that the experiment wrote beside the weights."""
+    rows = [line for line in (repository / "README.md").read_text().splitlines() if line.startswith("| `lab_")]
+    assert len(rows) == 3
+    for row in rows:
+        name, _, *numbers = (cell.strip(" `") for cell in row.strip("|").split("|"))
+        record = json.loads((repository / "codetr_lab" / "weights" / name / "metrics.json").read_text())["record"]
+        keys = ("ap", "ap50", "positives_per_object", "iof_iob_area")
+        digits = (3, 3, 1, 3)
+        assert numbers == [f"{record[key]:.{n}f}" for key, n in zip(keys, digits, strict=True)], name
