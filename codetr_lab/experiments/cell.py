@@ -18,7 +18,7 @@ from codetr_lab.data.transforms import batches
 from codetr_lab.engine.checkpoint import STATE_FILE, WEIGHTS_FILE, write_atomically
 from codetr_lab.engine.evaluate import evaluate
 from codetr_lab.engine.options import TrainOptions
-from codetr_lab.engine.records import commit, read_run
+from codetr_lab.engine.records import read_run
 from codetr_lab.engine.train import train
 from codetr_lab.experiments.quick import PRESETS, Cell, Record
 from codetr_lab.models.presets import preset
@@ -70,7 +70,7 @@ def run_cell(cell: Cell) -> Record:
         "train_images": options.train_images,
         "val_images": options.val_images,
         "operator": "reference" if unavailable() else "compiled",
-        "commit": commit(),
+        "commit": (read_run(folder) or {}).get("commit"),  # when the run began, not what is checked out by now
     }
     write_atomically(folder / "record.json", (json.dumps(record, indent=2) + "\n").encode())
     (folder / STATE_FILE).unlink(missing_ok=True)
