@@ -49,7 +49,7 @@ lint: .venv/.all
 	@$(VENV) -m ruff format --check
 
 notebooks: .venv/.all
-	@OMP_NUM_THREADS=2 $(VENV) tools/notebooks.py
+	@OMP_NUM_THREADS=1 $(VENV) tools/notebooks.py
 
 clean:
 	@rm -rf .venv .uv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .coverage.* \

