@@ -73,8 +73,9 @@ def sources_hash() -> str:
     return digest.hexdigest()[:16]
 
 
-def built_hash(library: Path = LIBRARY) -> str | None:
-    """The hash that `library` was built from, or None when there is no such file."""
+def built_hash(library: Path | None = None) -> str | None:
+    """The hash that `library` (default: `LIBRARY`) was built from, or None when there is no such file."""
+    library = library or LIBRARY
     if not library.is_file():
         return None
     _, mark, rest = library.read_bytes().partition(MARK)
@@ -137,8 +138,8 @@ def compile_library(library: Path) -> None:
         os.replace(linked, library)
 
 
-def build(library: Path = LIBRARY, force: bool = False) -> bool:
-    """Build the operator unless `library` is up to date (and not `force`).
+def build(library: Path | None = None, force: bool = False) -> bool:
+    """Build the operator unless `library` (default: `LIBRARY`) is up to date (and not `force`).
 
     Returns:
         Whether anything was built.
@@ -146,6 +147,7 @@ def build(library: Path = LIBRARY, force: bool = False) -> bool:
     Raises:
         BuildError: it cannot be built; an older library is left as it is.
     """
+    library = library or LIBRARY
     if not force and built_hash(library) == sources_hash():
         return False
     try:

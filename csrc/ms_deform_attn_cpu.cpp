@@ -4,11 +4,17 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <limits>
+#include <new>
 #include <tuple>
 #include <vector>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 #include "cpu/problem.h"
 
@@ -17,7 +23,8 @@
 #endif
 
 // Found again in the file by whoever asks whether it was built from the present sources.
-extern "C" __attribute__((visibility("default"), used)) const char codetr_ops_build[] = "codetr-ops-build:" CODETR_BUILD;
+extern "C" __attribute__((visibility("default"), used)) const char codetr_ops_build[] =
+    "codetr-ops-build:" CODETR_BUILD;
 
 namespace codetr {
 namespace {
@@ -89,7 +96,8 @@ void check(const Tensor &value, const std::vector<int64_t> &shapes, const Tensor
   STD_TORCH_CHECK(value.dim() == 4 && locations.dim() == 6 && weights.dim() == 5,
                   "ms_deform_attn: expected value (B,S,heads,D), locations (B,Q,heads,levels,points,2) and weights "
                   "(B,Q,heads,levels,points)");
-  STD_TORCH_CHECK(value.is_cpu() && locations.is_cpu() && weights.is_cpu(), "ms_deform_attn: not all tensors are on the CPU");
+  STD_TORCH_CHECK(value.is_cpu() && locations.is_cpu() && weights.is_cpu(),
+                  "ms_deform_attn: not all tensors are on the CPU");
   STD_TORCH_CHECK(value.scalar_type() == ScalarType::Float || value.scalar_type() == ScalarType::Double,
                   "ms_deform_attn: the compiled CPU operator takes float32 and float64");
   STD_TORCH_CHECK(locations.scalar_type() == value.scalar_type() && weights.scalar_type() == value.scalar_type(),
@@ -130,6 +138,61 @@ Problem<T> problem(const Geometry<T> &geometry, const Tensor &value, const Tenso
   return p;
 }
 
+constexpr size_t huge = size_t{1} << 21;
+
+// A hint for the whole huge pages inside a block of memory.
+void use_huge_pages([[maybe_unused]] void *data, [[maybe_unused]] size_t bytes) {
+#if defined(__linux__)
+  const uintptr_t start = (reinterpret_cast<uintptr_t>(data) + huge - 1) / huge * huge;
+  const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + bytes) / huge * huge;
+  if (start < end) madvise(reinterpret_cast<void *>(start), end - start, MADV_HUGEPAGE);
+#endif
+}
+
+// Memory that is not initialised, in huge pages where the system has them: samples jump across many small ones.
+template <typename T>
+class Buffer {
+ public:
+  explicit Buffer(int64_t count)
+      : bytes_((count * sizeof(T) + huge - 1) / huge * huge), data_(std::aligned_alloc(huge, bytes_)) {
+    if (data_ == nullptr) throw std::bad_alloc();
+    use_huge_pages(data_, bytes_);
+  }
+  ~Buffer() { std::free(data_); }
+  Buffer(const Buffer &) = delete;
+  Buffer &operator=(const Buffer &) = delete;
+  T *data() const { return static_cast<T *>(data_); }
+
+ private:
+  size_t bytes_;
+  void *data_;
+};
+
+// One head's channels of every cell, cells one after the other; and back.
+template <typename T>
+void pack(const T *from, T *to, int64_t cells, int64_t channels, int64_t depth) {
+  for (int64_t i = 0; i < cells; ++i) std::memcpy(to + i * depth, from + i * channels, depth * sizeof(T));
+}
+
+template <typename T>
+void unpack(const T *from, T *to, int64_t cells, int64_t channels, int64_t depth) {
+  for (int64_t i = 0; i < cells; ++i) std::memcpy(to + i * channels, from + i * depth, depth * sizeof(T));
+}
+
+// Whether to go head by head, over a copy in which the head's channels lie together. Neighbouring queries sample
+// neighbouring cells: without other heads' channels between them, those stay in the cache. Small images stay there
+// anyway, and for few queries the copy costs more than it saves.
+template <typename T>
+bool worth_packing(const Problem<T> &p) {
+  return p.tokens * p.heads * p.depth * sizeof(T) > 512 * 1024 && 4 * p.queries > p.tokens;
+}
+
+template <typename Work>
+void in_parallel(int64_t count, int64_t grain, const Work &work) {
+  if (torch::stable::get_num_threads() == 1) return work(0, count);
+  torch::stable::parallel_for(0, count, grain, work);
+}
+
 template <typename T>
 void run_forward(const Tensor &value, const std::vector<int64_t> &shapes, const Tensor &locations, const Tensor &weights,
                  Tensor &output) {
@@ -137,13 +200,34 @@ void run_forward(const Tensor &value, const std::vector<int64_t> &shapes, const 
   Problem<T> p = problem(geometry, value, locations, weights);
   p.output = static_cast<T *>(output.data_ptr());
   const auto kernel = kernels<T>().forward;
-  const int64_t rows = p.batch * p.queries;
-  if (torch::stable::get_num_threads() == 1) return kernel(p, 0, rows);
-  // About 20,000 samples a thread, or the fork costs more than it saves.
-  const int64_t grain = 1 + 20000 / (1 + p.heads * p.points);
-  torch::stable::parallel_for(0, rows, grain, [&](int64_t begin, int64_t end) { kernel(p, begin, end); });
+  const int64_t channels = p.heads * p.depth;
+  // At least 20,000 samples a thread: fewer cost more than they save.
+  if (!worth_packing(p)) {
+    return in_parallel(p.batch * p.queries, 1 + 20000 / (1 + p.heads * p.points), [&](int64_t begin, int64_t end) {
+      while (begin < end) {
+        const int64_t image = begin / p.queries, first = begin % p.queries;
+        const int64_t last = std::min(p.queries, first + end - begin);
+        kernel(p, {image, 0, p.heads, first, last, p.value + image * p.tokens * channels, nullptr, channels});
+        begin += last - first;
+      }
+    });
+  }
+  const Buffer<T> packed(p.tokens * p.depth);
+  for (int64_t image = 0; image < p.batch; ++image) {
+    for (int64_t head = 0; head < p.heads; ++head) {
+      const T *from = p.value + image * p.tokens * channels + head * p.depth;
+      in_parallel(p.tokens, 1000, [&](int64_t begin, int64_t end) {
+        pack(from + begin * channels, packed.data() + begin * p.depth, end - begin, channels, p.depth);
+      });
+      in_parallel(p.queries, 1 + 20000 / (1 + p.points), [&](int64_t begin, int64_t end) {
+        kernel(p, {image, head, head + 1, begin, end, packed.data(), nullptr, p.depth});
+      });
+    }
+  }
 }
 
+// One task is an image and a run of its heads: nobody else writes to those channels of the value's gradient, and its
+// sums run in the order of the queries, so the result does not depend on the number of threads.
 template <typename T>
 void run_backward(const Tensor &grad_output, const Tensor &value, const std::vector<int64_t> &shapes,
                   const Tensor &locations, const Tensor &weights, Tensor &grad_value, Tensor &grad_locations,
@@ -151,21 +235,34 @@ void run_backward(const Tensor &grad_output, const Tensor &value, const std::vec
   const Geometry<T> geometry(shapes, value.size(2), locations.size(4));
   Problem<T> p = problem(geometry, value, locations, weights);
   p.grad_output = static_cast<const T *>(grad_output.data_ptr());
-  p.grad_value = static_cast<T *>(grad_value.data_ptr());
   p.grad_locations = static_cast<T *>(grad_locations.data_ptr());
   p.grad_weights = static_cast<T *>(grad_weights.data_ptr());
+  T *const gradient = static_cast<T *>(grad_value.data_ptr());
   const auto kernel = kernels<T>().backward;
-  const int64_t threads = torch::stable::get_num_threads();
-  // One task is an image and a run of its heads: nobody else writes to those channels of the value's gradient.
-  const int64_t runs = p.batch % threads == 0 ? 1 : (p.heads < threads ? p.heads : threads);
-  const auto work = [&](int64_t begin, int64_t end) {
+  const int64_t channels = p.heads * p.depth, threads = torch::stable::get_num_threads();
+  if (!worth_packing(p)) {
+    use_huge_pages(gradient, grad_value.numel() * sizeof(T));
+    const int64_t runs = p.batch % threads == 0 ? 1 : std::min(p.heads, threads);
+    return in_parallel(p.batch * runs, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t task = begin; task < end; ++task) {
+        const int64_t image = task / runs, run = task % runs, first = run * p.heads / runs;
+        const int64_t last = (run + 1) * p.heads / runs, start = image * p.tokens * channels + first * p.depth;
+        for (int64_t i = 0; i < p.tokens; ++i)
+          std::memset(gradient + start + i * channels, 0, (last - first) * p.depth * sizeof(T));
+        kernel(p, {image, first, last, 0, p.queries, p.value + start, gradient + start, channels});
+      }
+    });
+  }
+  in_parallel(p.batch * p.heads, 1, [&](int64_t begin, int64_t end) {
+    const Buffer<T> packed(p.tokens * p.depth), sums(p.tokens * p.depth);
     for (int64_t task = begin; task < end; ++task) {
-      const int64_t run = task % runs;
-      kernel(p, task / runs, run * p.heads / runs, (run + 1) * p.heads / runs);
+      const int64_t image = task / p.heads, head = task % p.heads, start = image * p.tokens * channels + head * p.depth;
+      pack(p.value + start, packed.data(), p.tokens, channels, p.depth);
+      std::memset(sums.data(), 0, p.tokens * p.depth * sizeof(T));
+      kernel(p, {image, head, head + 1, 0, p.queries, packed.data(), sums.data(), p.depth});
+      unpack(sums.data(), gradient + start, p.tokens, channels, p.depth);
     }
-  };
-  if (threads == 1) return work(0, p.batch * runs);
-  torch::stable::parallel_for(0, p.batch * runs, 1, work);
+  });
 }
 
 Tensor forward(const Tensor &value, std::vector<int64_t> shapes, const Tensor &locations, const Tensor &weights) {
@@ -190,10 +287,11 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor &grad_output, const Ten
                       grad_output.size(2) == value.size(2) * value.size(3),
                   "ms_deform_attn: the output's gradient does not fit");
   const Tensor g = dense(grad_output), v = dense(value), l = dense(locations), w = dense(weights);
-  Tensor grad_value = torch::stable::new_zeros(v, v.sizes());
+  Tensor grad_value = torch::stable::new_empty(v, v.sizes());
   Tensor grad_locations = torch::stable::new_empty(l, l.sizes());
   Tensor grad_weights = torch::stable::new_empty(w, w.sizes());
   if (g.numel() == 0) {
+    torch::stable::zero_(grad_value);
     torch::stable::zero_(grad_locations);
     torch::stable::zero_(grad_weights);
   } else if (v.scalar_type() == ScalarType::Float) {
@@ -209,7 +307,8 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor &grad_output, const Ten
 
 STABLE_TORCH_LIBRARY(codetr_lab, m) {
   m.def(
-      "ms_deform_attn(Tensor value, int[] spatial_shapes, Tensor sampling_locations, Tensor attention_weights) -> Tensor");
+      "ms_deform_attn(Tensor value, int[] spatial_shapes, Tensor sampling_locations, Tensor attention_weights) "
+      "-> Tensor");
   m.def(
       "ms_deform_attn_backward(Tensor grad_output, Tensor value, int[] spatial_shapes, Tensor sampling_locations, "
       "Tensor attention_weights) -> (Tensor, Tensor, Tensor)");

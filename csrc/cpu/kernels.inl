@@ -70,7 +70,7 @@ inline Rows<V> interleave(V a, V b, V c, V d) {
 // Where the four cells around each point lie and how much each counts, in the order upper left, upper right, lower
 // left, lower right. A cell outside its level is redirected to a row of zeros (for its gradient: to a row that nobody
 // reads), which costs less than a branch that goes either way near borders. Its weight may still be NaN, as in the
-// formula, when a coordinate is not finite. Addresses are of head 0; the others lie `depth` elements further each.
+// formula, when a coordinate is not finite. Addresses are of the part's first head; the next lie `depth` elements on.
 template <typename T>
 struct Samples {
   static constexpr int lanes = CODETR_VECTOR_BYTES / sizeof(T);
@@ -113,11 +113,6 @@ inline T *at(uint64_t address) {
   return reinterpret_cast<T *>(address);
 }
 
-template <int N, int Half>
-struct HalfOf {
-  static constexpr int from(int j) { return j + Half * (N / 2); }
-};
-
 using Addresses = typename VectorOf<uint64_t, CODETR_VECTOR_BYTES>::type;
 using Offsets = typename VectorOf<int64_t, CODETR_VECTOR_BYTES>::type;
 
@@ -136,23 +131,23 @@ inline void store_cells(Samples<T> &samples, int64_t i, W offsets) {
   constexpr int N = Samples<T>::lanes;
   if constexpr (sizeof(T) == 8) {
     store_addresses<Backward>(samples, i, offsets);
-  } else {
-    const auto low = choose<HalfOf<N, 0>, N / 2>(offsets, offsets), high = choose<HalfOf<N, 1>, N / 2>(offsets, offsets);
-    store_addresses<Backward>(samples, i, __builtin_convertvector(low, Offsets));
-    store_addresses<Backward>(samples, i + N / 2, __builtin_convertvector(high, Offsets));
+  } else {  // to 64 bits: each beside its sign
+    const W sign = offsets >> 31;
+    store_addresses<Backward>(samples, i, reinterpret_cast<Offsets>(choose<Zip<N, 0>, N>(offsets, sign)));
+    store_addresses<Backward>(samples, i + N / 2, reinterpret_cast<Offsets>(choose<Zip<N, 1>, N>(offsets, sign)));
   }
 }
 
 // One vector of points, beginning with the i-th.
 template <bool Backward, typename T>
-inline void locate_block(const Problem<T> &p, const T *locations, const T *weights, int64_t i, Samples<T> &samples) {
+inline void locate_block(const Problem<T> &p, int64_t cell_step, const T *locations, const T *weights, int64_t i, Samples<T> &samples) {
   constexpr int N = Samples<T>::lanes;
   using I = typename IntegerOf<T>::type;
   using V = typename VectorOf<T, CODETR_VECTOR_BYTES>::type;
   using W = typename VectorOf<I, CODETR_VECTOR_BYTES>::type;
   const V width = load<V>(p.width + i), height = load<V>(p.height + i);
   const W columns = load<W>(p.columns + i), rows = load<W>(p.rows + i), start = load<W>(p.start + i);
-  const I step = static_cast<I>(p.heads * p.depth);
+  const I step = static_cast<I>(cell_step);
   const V first = load<V>(locations), second = load<V>(locations + N);
   const V x = choose<EverySecond<0>, N>(first, second) * width - T(0.5);
   const V y = choose<EverySecond<1>, N>(first, second) * height - T(0.5);
@@ -178,60 +173,78 @@ inline void locate_block(const Problem<T> &p, const T *locations, const T *weigh
   store<V>(samples.down + i, ly);
 }
 
+// How many queries ahead memory is asked for: with one head at a time, the processor does not guess where it goes on.
+constexpr int64_t ahead = 8;
+
+template <typename T>
+inline void prefetch(const T *p, int64_t count) {
+  for (int64_t i = 0; i < count; i += 64 / static_cast<int64_t>(sizeof(T))) __builtin_prefetch(p + i);
+}
+
 // The points of consecutive heads of one query.
 template <bool Backward, typename T>
-inline void locate(const Problem<T> &p, const T *locations, const T *weights, Samples<T> &samples) {
+inline void locate(const Problem<T> &p, int64_t step, const T *locations, const T *weights, Samples<T> &samples) {
   constexpr int N = Samples<T>::lanes;
   int64_t i = 0;
-  for (; i + N <= samples.count; i += N) locate_block<Backward>(p, locations + 2 * i, weights + i, i, samples);
+  for (; i + N <= samples.count; i += N) locate_block<Backward>(p, step, locations + 2 * i, weights + i, i, samples);
   if (i == samples.count) return;
+  if (i > 0) {  // the last ones together with some that are done already
+    i = samples.count - N;
+    return locate_block<Backward>(p, step, locations + 2 * i, weights + i, i, samples);
+  }
   T rest[2 * N] = {}, rest_weights[N] = {};
   for (int64_t j = i; j < samples.count; ++j) {
     rest[2 * (j - i)] = locations[2 * j];
     rest[2 * (j - i) + 1] = locations[2 * j + 1];
     rest_weights[j - i] = weights[j];
   }
-  locate_block<Backward>(p, rest, rest_weights, i, samples);
+  locate_block<Backward>(p, step, rest, rest_weights, i, samples);
 }
 
 // ---- forward -------------------------------------------------------------------------------------------------------
 
 template <typename T, int Bytes, int Count>
-void forward_fixed(const Problem<T> &p, int64_t begin, int64_t end) {
+void forward_fixed(const Problem<T> &p, const Part<T> &part) {
   using V = typename VectorOf<T, Bytes>::type;
   constexpr int lanes = Bytes / sizeof(T);
-  const int64_t n = p.heads * p.points, channels = p.heads * p.depth;
-  Samples<T> samples(n, channels, 0);
-  const uint64_t *cell = samples.cell;
-  const T *weight = samples.weight;
-  for (int64_t row = begin; row < end; ++row) {
-    samples.image = address(p.value + row / p.queries * p.tokens * channels);
-    locate<false>(p, p.locations + row * n * 2, p.weights + row * n, samples);
-    for (int64_t head = 0; head < p.heads; ++head) {
-      const uint64_t shift = head * p.depth * sizeof(T);
+  const int64_t all = p.heads * p.points, channels = p.heads * p.depth;
+  const int64_t heads = part.last_head - part.first_head;
+  Samples<T> samples(heads * p.points, heads * p.depth, 0);
+  samples.image = address(part.value);
+  for (int64_t query = part.first_query; query < part.last_query; ++query) {
+    const int64_t row = part.image * p.queries + query, skip = row * all + part.first_head * p.points;
+    prefetch(p.locations + 2 * (skip + ahead * all), 2 * heads * p.points);
+    prefetch(p.weights + skip + ahead * all, heads * p.points);
+    locate<false>(p, part.step, p.locations + 2 * skip, p.weights + skip, samples);
+    const uint64_t *cell = samples.cell;
+    const T *weight = samples.weight;
+    T *out = p.output + row * channels + part.first_head * p.depth;
+    uint64_t shift = 0;
+    for (int64_t head = 0; head < heads; ++head, shift += p.depth * sizeof(T), out += p.depth) {
       V sum[4][Count] = {};  // one per corner: additions that do not wait for each other
-      for (int64_t i = 4 * head * p.points; i < 4 * (head + 1) * p.points; i += 4) {
+      for (int64_t i = 0; i < p.points; ++i, cell += 4, weight += 4) {
         for (int corner = 0; corner < 4; ++corner) {
-          const T *from = at<T>(cell[i + corner] + shift);
-          const T w = weight[i + corner];
-          for (int k = 0; k < Count; ++k) sum[corner][k] += w * load<V>(from + k * lanes);
+          const T *from = at<T>(cell[corner] + shift);
+          for (int k = 0; k < Count; ++k) sum[corner][k] += weight[corner] * load<V>(from + k * lanes);
         }
       }
-      T *out = p.output + row * channels + head * p.depth;
       for (int k = 0; k < Count; ++k) store<V>(out + k * lanes, (sum[0][k] + sum[1][k]) + (sum[2][k] + sum[3][k]));
     }
   }
 }
 
 template <typename T>
-void forward_any(const Problem<T> &p, int64_t begin, int64_t end) {
-  const int64_t n = p.heads * p.points, channels = p.heads * p.depth;
-  Samples<T> samples(n, channels, 0);
-  for (int64_t row = begin; row < end; ++row) {
-    samples.image = address(p.value + row / p.queries * p.tokens * channels);
-    locate<false>(p, p.locations + row * n * 2, p.weights + row * n, samples);
-    for (int64_t head = 0; head < p.heads; ++head) {
-      T *__restrict out = p.output + row * channels + head * p.depth;
+void forward_any(const Problem<T> &p, const Part<T> &part) {
+  const int64_t all = p.heads * p.points, channels = p.heads * p.depth, heads = part.last_head - part.first_head;
+  Samples<T> samples(heads * p.points, heads * p.depth, 0);
+  samples.image = address(part.value);
+  for (int64_t query = part.first_query; query < part.last_query; ++query) {
+    const int64_t row = part.image * p.queries + query, skip = row * all + part.first_head * p.points;
+    prefetch(p.locations + 2 * (skip + ahead * all), 2 * heads * p.points);
+    prefetch(p.weights + skip + ahead * all, heads * p.points);
+    locate<false>(p, part.step, p.locations + 2 * skip, p.weights + skip, samples);
+    for (int64_t head = 0; head < heads; ++head) {
+      T *__restrict out = p.output + row * channels + (part.first_head + head) * p.depth;
       for (int64_t d = 0; d < p.depth; ++d) out[d] = 0;
       for (int64_t i = 4 * head * p.points; i < 4 * (head + 1) * p.points; ++i) {
         const T *from = at<T>(samples.cell[i]) + head * p.depth;
@@ -280,64 +293,68 @@ inline V sums(V *partial) {
 }
 
 template <typename T, int Bytes, int Count>
-void backward_fixed(const Problem<T> &p, int64_t image, int64_t first, int64_t last) {
+void backward_fixed(const Problem<T> &p, const Part<T> &part) {
   using V = typename VectorOf<T, Bytes>::type;
   constexpr int lanes = Bytes / sizeof(T);
-  const int64_t all = p.heads * p.points, channels = p.heads * p.depth, n = (last - first) * p.points;
-  const int64_t padded = (4 * n + lanes - 1) / lanes * lanes;
-  Samples<T> samples(n, channels, padded);
+  const int64_t all = p.heads * p.points, channels = p.heads * p.depth, heads = part.last_head - part.first_head;
+  const int64_t corners = 4 * heads * p.points, padded = (corners + lanes - 1) / lanes * lanes;
+  Samples<T> samples(heads * p.points, heads * p.depth, padded);
   T *dots = samples.extra();
-  T *partial = new T[padded * lanes]();  // what is past 4 n stays zero
-  const uint64_t *cell = samples.cell, *grad_cell = samples.grad_cell;
-  const T *weight = samples.weight;
-  samples.image = address(p.value + image * p.tokens * channels);
-  samples.grad_image = address(p.grad_value + image * p.tokens * channels);
-  for (int64_t row = image * p.queries; row < (image + 1) * p.queries; ++row) {
-    const int64_t skip = row * all + first * p.points;
-    locate<true>(p, p.locations + 2 * skip, p.weights + skip, samples);
-    for (int64_t head = first; head < last; ++head) {
-      const uint64_t shift = head * p.depth * sizeof(T);
-      const T *above = p.grad_output + row * channels + head * p.depth;
+  T *partials = new T[padded * lanes]();  // what is past the last corner stays zero
+  samples.image = address(part.value);
+  samples.grad_image = address(part.grad_value);
+  for (int64_t query = part.first_query; query < part.last_query; ++query) {
+    const int64_t row = part.image * p.queries + query, skip = row * all + part.first_head * p.points;
+    prefetch(p.locations + 2 * (skip + ahead * all), 2 * heads * p.points);
+    prefetch(p.weights + skip + ahead * all, heads * p.points);
+    prefetch(p.grad_output + (row + ahead) * channels + part.first_head * p.depth, heads * p.depth);
+    locate<true>(p, part.step, p.locations + 2 * skip, p.weights + skip, samples);
+    const uint64_t *cell = samples.cell, *grad_cell = samples.grad_cell;
+    const T *weight = samples.weight, *above = p.grad_output + row * channels + part.first_head * p.depth;
+    T *partial = partials;
+    uint64_t shift = 0;
+    for (int64_t head = 0; head < heads; ++head, shift += p.depth * sizeof(T), above += p.depth) {
       V g[Count];
       for (int k = 0; k < Count; ++k) g[k] = load<V>(above + k * lanes);
-      const int64_t start = 4 * (head - first) * p.points;
-      for (int64_t i = start; i < start + 4 * p.points; ++i) {
-        const T *from = at<T>(cell[i] + shift);
-        T *to = at<T>(grad_cell[i] + shift);
-        const T w = weight[i];
+      for (int64_t i = 0; i < 4 * p.points; ++i, partial += lanes) {
+        const T *from = at<T>(*cell++ + shift);
+        T *to = at<T>(*grad_cell++ + shift);
+        const T w = *weight++;
         V sum = g[0] * load<V>(from);
         store<V>(to, load<V>(to) + w * g[0]);
         for (int k = 1; k < Count; ++k) {
           sum += g[k] * load<V>(from + k * lanes);
           store<V>(to + k * lanes, load<V>(to + k * lanes) + w * g[k]);
         }
-        store<V>(partial + i * lanes, sum);
+        store<V>(partial, sum);
       }
     }
     for (int64_t i = 0; i < padded; i += lanes) {
       V block[lanes];
-      for (int j = 0; j < lanes; ++j) block[j] = load<V>(partial + (i + j) * lanes);
+      for (int j = 0; j < lanes; ++j) block[j] = load<V>(partials + (i + j) * lanes);
       store<V>(dots + i, sums<V, lanes>(block));
     }
     point_gradients(p, samples, dots, p.weights + skip, p.grad_locations + 2 * skip, p.grad_weights + skip);
   }
-  delete[] partial;
+  delete[] partials;
 }
 
 template <typename T>
-void backward_any(const Problem<T> &p, int64_t image, int64_t first, int64_t last) {
-  const int64_t all = p.heads * p.points, channels = p.heads * p.depth, n = (last - first) * p.points;
-  Samples<T> samples(n, channels, 4 * n);
+void backward_any(const Problem<T> &p, const Part<T> &part) {
+  const int64_t all = p.heads * p.points, channels = p.heads * p.depth, heads = part.last_head - part.first_head;
+  Samples<T> samples(heads * p.points, heads * p.depth, 4 * heads * p.points);
   T *dots = samples.extra();
-  samples.image = address(p.value + image * p.tokens * channels);
-  samples.grad_image = address(p.grad_value + image * p.tokens * channels);
-  for (int64_t row = image * p.queries; row < (image + 1) * p.queries; ++row) {
-    const int64_t skip = row * all + first * p.points;
-    locate<true>(p, p.locations + 2 * skip, p.weights + skip, samples);
-    for (int64_t head = first; head < last; ++head) {
-      const T *__restrict above = p.grad_output + row * channels + head * p.depth;
-      const int64_t start = 4 * (head - first) * p.points;
-      for (int64_t i = start; i < start + 4 * p.points; ++i) {
+  samples.image = address(part.value);
+  samples.grad_image = address(part.grad_value);
+  for (int64_t query = part.first_query; query < part.last_query; ++query) {
+    const int64_t row = part.image * p.queries + query, skip = row * all + part.first_head * p.points;
+    prefetch(p.locations + 2 * (skip + ahead * all), 2 * heads * p.points);
+    prefetch(p.weights + skip + ahead * all, heads * p.points);
+    prefetch(p.grad_output + (row + ahead) * channels + part.first_head * p.depth, heads * p.depth);
+    locate<true>(p, part.step, p.locations + 2 * skip, p.weights + skip, samples);
+    for (int64_t head = 0; head < heads; ++head) {
+      const T *__restrict above = p.grad_output + row * channels + (part.first_head + head) * p.depth;
+      for (int64_t i = 4 * head * p.points; i < 4 * (head + 1) * p.points; ++i) {
         const T *__restrict from = at<T>(samples.cell[i]) + head * p.depth;
         T *__restrict to = at<T>(samples.grad_cell[i]) + head * p.depth;
         const T w = samples.weight[i];
@@ -355,29 +372,31 @@ void backward_any(const Problem<T> &p, int64_t image, int64_t first, int64_t las
 
 // ---- choice by depth -----------------------------------------------------------------------------------------------
 
-template <typename T, int Bytes, bool Backward, typename... Range>
-void by_depth(const Problem<T> &p, Range... range) {
+// Whole vectors where the depth allows it: 1, 2 or 4 of the widest, or one of a narrower kind.
+template <typename T, int Bytes, bool Backward>
+void by_depth(const Problem<T> &p, const Part<T> &part) {
   const int64_t bytes = p.depth * static_cast<int64_t>(sizeof(T));
-  if constexpr (Bytes > 16) {
-    if (bytes % Bytes != 0) return by_depth<T, Bytes / 2, Backward>(p, range...);
-  }
+  constexpr bool widest = Bytes == CODETR_VECTOR_BYTES;
   if constexpr (Backward) {
-    if (bytes == Bytes) return backward_fixed<T, Bytes, 1>(p, range...);
-    if (bytes == 2 * Bytes) return backward_fixed<T, Bytes, 2>(p, range...);
-    if (bytes == 4 * Bytes) return backward_fixed<T, Bytes, 4>(p, range...);
-    backward_any(p, range...);
+    if (bytes == Bytes) return backward_fixed<T, Bytes, 1>(p, part);
+    if constexpr (widest) {
+      if (bytes == 2 * Bytes) return backward_fixed<T, Bytes, 2>(p, part);
+      if (bytes == 4 * Bytes) return backward_fixed<T, Bytes, 4>(p, part);
+    }
   } else {
-    if (bytes == Bytes) return forward_fixed<T, Bytes, 1>(p, range...);
-    if (bytes == 2 * Bytes) return forward_fixed<T, Bytes, 2>(p, range...);
-    if (bytes == 4 * Bytes) return forward_fixed<T, Bytes, 4>(p, range...);
-    forward_any(p, range...);
+    if (bytes == Bytes) return forward_fixed<T, Bytes, 1>(p, part);
+    if constexpr (widest) {
+      if (bytes == 2 * Bytes) return forward_fixed<T, Bytes, 2>(p, part);
+      if (bytes == 4 * Bytes) return forward_fixed<T, Bytes, 4>(p, part);
+    }
   }
-}
-
-template <typename T>
-constexpr Kernels<T> kernels() {
-  return {by_depth<T, CODETR_VECTOR_BYTES, false, int64_t, int64_t>,
-          by_depth<T, CODETR_VECTOR_BYTES, true, int64_t, int64_t, int64_t>};
+  if constexpr (Bytes > 16) {
+    by_depth<T, Bytes / 2, Backward>(p, part);
+  } else if constexpr (Backward) {
+    backward_any(p, part);
+  } else {
+    forward_any(p, part);
+  }
 }
 
 }  // namespace
@@ -385,6 +404,10 @@ constexpr Kernels<T> kernels() {
 #define CODETR_STRING_(x) #x
 #define CODETR_STRING(x) CODETR_STRING_(x)
 extern const InstructionSet CODETR_SET;
-const InstructionSet CODETR_SET = {CODETR_STRING(CODETR_SET), kernels<float>(), kernels<double>()};
+const InstructionSet CODETR_SET = {
+    CODETR_STRING(CODETR_SET),
+    {by_depth<float, CODETR_VECTOR_BYTES, false>, by_depth<float, CODETR_VECTOR_BYTES, true>},
+    {forward_any<double>, backward_any<double>},  // for checks of gradients, not for speed
+};
 
 }  // namespace codetr

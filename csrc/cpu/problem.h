@@ -31,17 +31,25 @@ struct Problem {
   const T *weights;                        // (batch, queries, heads, points)
   T *output;                               // (batch, queries, heads, depth)
   const T *grad_output;                    // like output
-  T *grad_value, *grad_locations, *grad_weights;
+  T *grad_locations, *grad_weights;
 };
 
-// The kernels of one instruction set. Both may be called by many threads at once, with disjoint ranges.
+// What one call of a kernel does: some heads of some queries of one image. The image's value is read, and its gradient
+// written, where `value` and `grad_value` say: at the first of those heads, with `step` elements from cell to cell.
+template <typename T>
+struct Part {
+  int64_t image, first_head, last_head, first_query, last_query;
+  const T *value;
+  T *grad_value;
+  int64_t step;
+};
+
+// The kernels of one instruction set. Many threads may call them at once, for parts that do not overlap.
 template <typename T>
 struct Kernels {
-  // Rows [begin, end) of the batch * queries rows.
-  void (*forward)(const Problem<T> &, int64_t begin, int64_t end);
-  // All queries of one image, heads [first, last). `grad_value` must be zero there. Its sums run in the order of the
-  // queries, however the work is cut, so the result does not depend on the number of threads.
-  void (*backward)(const Problem<T> &, int64_t image, int64_t first, int64_t last);
+  void (*forward)(const Problem<T> &, const Part<T> &);
+  // Adds to `grad_value`, which other calls must not touch, and overwrites the gradients of locations and weights.
+  void (*backward)(const Problem<T> &, const Part<T> &);
 };
 
 struct InstructionSet {
