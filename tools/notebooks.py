@@ -48,9 +48,14 @@ def execute(notebook: NotebookNode, folder: Path) -> None:
     """
     os.environ["PLOTLY_RENDERER"] = "plotly_mimetype"  # figures as data; the other renderer adds plotly.js, 4 MB
     client = NotebookClient(
-        notebook, timeout=CELL_SECONDS, kernel_name="python3", record_timing=False, extra_arguments=["--log-level=ERROR"],
+        notebook,
+        timeout=CELL_SECONDS,
+        kernel_name="python3",
+        record_timing=False,
+        coalesce_streams=True,
+        extra_arguments=["--log-level=ERROR"],
         resources={"metadata": {"path": str(folder)}},
-    )  # fmt: skip
+    )
     client.execute()
     notebook.metadata["language_info"] = {"name": "python"}  # the kernel wrote its version
 
