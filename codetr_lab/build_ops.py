@@ -120,7 +120,7 @@ def compile_library(library: Path) -> None:
     include = f"-isystem{torch_folder / 'include'}"
     x86 = platform.machine().lower() in ("x86_64", "amd64")
     torch_flags = (*TORCH_FLAGS, f'-DCODETR_BUILD="{sources_hash()}"', include)
-    jobs = [(name, torch_flags) for name in TORCH_SOURCES]
+    jobs: list[tuple[str, tuple[str, ...]]] = [(name, torch_flags) for name in TORCH_SOURCES]
     jobs += [(name, flags) for name, flags in CPU_SOURCES.items() if x86 or not flags]
     library.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=library.parent, prefix="_build_") as scratch:
