@@ -28,6 +28,8 @@ function fit(panel, width, legend) {
   const aspect = layout.meta && layout.meta.aspect;
   return {
     ...layout,
+    xaxis: { ...layout.xaxis }, // Plotly writes the fitted ranges into what it is given
+    yaxis: { ...layout.yaxis },
     width,
     margin,
     height: aspect ? Math.round((width - margin.l - margin.r) * aspect) + margin.t + margin.b : layout.height,

@@ -120,7 +120,7 @@ def add_labels(figure: go.Figure, boxes: np.ndarray, texts: Sequence[str], backg
         figure.add_annotation(
             x=min(x1, right) if leftwards else max(x0, 0), y=max(y0, 0), text=text, showarrow=False,
             xanchor="right" if leftwards else "left", yanchor="bottom" if y0 > top else "top",
-            bgcolor=background, borderpad=1, opacity=0.92, font={"size": 11, "color": colors.text_on(background)},
+            bgcolor=background, borderpad=1, opacity=0.92, font={"size": 10, "color": colors.text_on(background)},
         )  # fmt: skip
 
 

@@ -173,17 +173,18 @@ def test_another_image_is_another_picture_in_both_tabs(page: Page, url: str, ben
 def test_own_image_and_a_broken_one(page: Page, url: str, tmp_path: Path) -> None:
     opened(page, url, "?tab=heads", "heads")
     (tmp_path / "drawing.jpg").write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
-    page.locator("#heads-upload input[type=file], input[type=file]").first.set_input_files(tmp_path / "drawing.jpg")
+    page.locator("input[type=file]").first.set_input_files(tmp_path / "drawing.jpg")
     page.wait_for_selector("#heads-message .warning")
     message = page.locator("#heads-message").inner_text()
     assert "drawing.jpg: is a vector drawing (SVG)" in message
     assert str(tmp_path) not in message
     Image.new("RGB", (90, 60), "teal").save(tmp_path / "mine.png")
-    page.locator("#heads-upload input[type=file], input[type=file]").first.set_input_files(tmp_path / "mine.png")
+    page.locator("input[type=file]").first.set_input_files(tmp_path / "mine.png")
     page.wait_for_selector("text=Your image, 90 x 60 pixels")
-    wait_until(page, "() => document.querySelector('#heads-grid .panel-plot')._fullLayout.xaxis.range[1] === 90")
+    width = "document.querySelector('#heads-grid .panel-plot')._fullLayout.images[0].sizex"
+    wait_until(page, f"() => {width} === 90")
     page.locator("#heads-clear").click()
-    wait_until(page, "() => document.querySelector('#heads-grid .panel-plot')._fullLayout.xaxis.range[1] === 128")
+    wait_until(page, f"() => {width} === 128")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
