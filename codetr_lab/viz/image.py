@@ -58,31 +58,35 @@ def image_figure(image: np.ndarray, title: str = "") -> go.Figure:
         title: one line above the image.
     """
     height, width = image.shape[:2]
-    figure = go.Figure()
-    figure.add_layout_image(
-        source=jpeg_uri(image), xref="x", yref="y", x=0, y=0, sizex=width, sizey=height, sizing="stretch", layer="below"
-    )
-    hidden = {"showgrid": False, "zeroline": False, "showticklabels": False, "ticks": ""}
-    figure.update_xaxes(range=[0, width], constrain="domain", **hidden)
-    figure.update_yaxes(range=[height, 0], scaleanchor="x", constrain="domain", constraintoward="top", **hidden)
-    figure.update_layout(
-        title={"text": title, "x": 0, "xanchor": "left", "y": 1, "yanchor": "top", "pad": {"t": 8},
-               "font": {"size": 16}},
-        font={"family": FONT, "size": 13, "color": colors.TEXT},
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        margin={"l": 0, "r": 0, "t": _TITLE_SPACE if title else 4, "b": _LEGEND_SPACE},
-        legend={
-            "orientation": "h", "x": 0, "y": -0.015, "yanchor": "top", "font": {"size": 12}, "itemsizing": "constant",
-            "bgcolor": "rgba(0,0,0,0)",
-        },
-        hoverlabel={"font": {"family": FONT, "size": 13}, "align": "left"},
-        dragmode="pan",
-        width=_PANEL_WIDTH,
-        height=round(_PANEL_WIDTH * height / width) + (_TITLE_SPACE if title else 4) + _LEGEND_SPACE,
-        meta={"aspect": height / width},
-    )  # fmt: skip
-    return figure
+    top = _TITLE_SPACE if title else 4
+    hidden = {"showgrid": False, "zeroline": False, "showticklabels": False, "ticks": "", "constrain": "domain"}
+    picture = {
+        "source": jpeg_uri(image), "xref": "x", "yref": "y", "x": 0, "y": 0, "sizex": width, "sizey": height,
+        "sizing": "stretch", "layer": "below",
+    }  # fmt: skip
+    legend = {
+        "orientation": "h", "x": 0, "y": -0.015, "yanchor": "top", "font": {"size": 12}, "itemsizing": "constant",
+        "bgcolor": "rgba(0,0,0,0)",
+    }  # fmt: skip
+    layout = {
+        "images": [picture],
+        "xaxis": {"range": [0, width], **hidden},
+        "yaxis": {"range": [height, 0], "scaleanchor": "x", "constraintoward": "top", **hidden},
+        "title": {"text": title, "x": 0, "xanchor": "left", "y": 1, "yanchor": "top", "pad": {"t": 8},
+                  "font": {"size": 16}},
+        "font": {"family": FONT, "size": 13, "color": colors.TEXT},
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "margin": {"l": 0, "r": 0, "t": top, "b": _LEGEND_SPACE},
+        "legend": legend,
+        "hoverlabel": {"font": {"family": FONT, "size": 13}, "align": "left"},
+        "dragmode": "pan",
+        "width": _PANEL_WIDTH,
+        "height": round(_PANEL_WIDTH * height / width) + top + _LEGEND_SPACE,
+        "meta": {"aspect": height / width},
+    }  # fmt: skip
+    # In one go: Plotly checks the whole figure again at every `update_...`.
+    return go.Figure(layout=layout)
 
 
 def outline(boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -115,13 +119,15 @@ def add_boxes(figure: go.Figure, boxes: np.ndarray, marks: Marks, name: str, **t
 def add_labels(figure: go.Figure, boxes: np.ndarray, texts: Sequence[str], background: str) -> None:
     """A small label at each xyxy box's upper left corner, or its right one near the image's right edge."""
     right, top = figure.layout.xaxis.range[1], 0.08 * figure.layout.yaxis.range[0]
+    look = {
+        "showarrow": False, "bgcolor": background, "borderpad": 1, "opacity": 0.92,
+        "font": {"size": 10, "color": colors.text_on(background)},
+    }  # fmt: skip
+    notes: list[Any] = list(figure.layout.annotations)
     for (x0, y0, x1, _), text in zip(np.asarray(boxes).tolist(), texts, strict=True):
-        leftwards = x0 > 0.7 * right
-        figure.add_annotation(
-            x=min(x1, right) if leftwards else max(x0, 0), y=max(y0, 0), text=text, showarrow=False,
-            xanchor="right" if leftwards else "left", yanchor="bottom" if y0 > top else "top",
-            bgcolor=background, borderpad=1, opacity=0.92, font={"size": 10, "color": colors.text_on(background)},
-        )  # fmt: skip
+        corner = {"x": min(x1, right), "xanchor": "right"} if x0 > 0.7 * right else {"x": max(x0, 0), "xanchor": "left"}
+        notes.append({"text": text, "y": max(y0, 0), "yanchor": "bottom" if y0 > top else "top", **corner, **look})
+    figure.update_layout(annotations=notes)
 
 
 def object_names(target: Target, classes: Sequence[str] = ()) -> list[str]:
