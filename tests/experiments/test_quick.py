@@ -197,22 +197,28 @@ def test_a_stopped_cell_goes_on_and_ends_as_if_it_had_not_been_stopped(tmp_path:
 def test_ctrl_c_leaves_checkpoints_to_go_on_from(tmp_path: Path):
     script = tmp_path / "quick.py"
     script.write_text(
+        "import signal\n"
         "from pathlib import Path\n"
         "from codetr_lab.experiments.quick import QuickOptions, run_quick\n"
         "if __name__ == '__main__':\n"
+        # a shell starts background jobs, and what they start, with Ctrl-C ignored
+        "    signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         f"    run_quick(QuickOptions(out=Path({str(tmp_path)!r}), steps=100000, train_images=8, val_images=4))\n"
     )
     running = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     options = QuickOptions(out=tmp_path, steps=100000, train_images=8, val_images=4)
     folders = [Cell(k, 0, options).folder for k in (2, 1)]
     deadline = time.monotonic() + 300
-    while not all(
-        (folder / "metrics.jsonl").exists() and (folder / "metrics.jsonl").stat().st_size for folder in folders
-    ):
-        assert running.poll() is None and time.monotonic() < deadline, running.stderr.read()
-        time.sleep(0.2)
-    running.send_signal(signal.SIGINT)
-    _, errors = running.communicate(timeout=120)
+    try:
+        while not all(
+            (folder / "metrics.jsonl").exists() and (folder / "metrics.jsonl").stat().st_size for folder in folders
+        ):
+            assert running.poll() is None and time.monotonic() < deadline, "the runs did not get under way"
+            time.sleep(0.2)
+        running.send_signal(signal.SIGINT)
+        _, errors = running.communicate(timeout=120)
+    finally:
+        running.kill()  # its workers notice, and stop
     assert "KeyboardInterrupt: stopped; the same command goes on" in errors
     assert "the runs save their checkpoints" in errors
     for folder in folders:
