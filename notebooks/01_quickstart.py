@@ -51,7 +51,7 @@ assert baseline.config.num_queries == model.config.num_queries == 50
 
 # %%
 held_out = Shapes("val")
-image, target = held_out.image(7), held_out.target(7)
+image, target = held_out.image(15), held_out.target(15)
 names = [held_out.classes[label] for label in target["labels"]]
 print(f"{len(names)} objects: {', '.join(names)}")
 lab.viz.image_figure(image)
@@ -65,7 +65,8 @@ height, width, channels = image.shape
 assert channels == 3
 assert target["boxes"].shape == (len(names), 4)
 assert (target["boxes"][:, 2:] > target["boxes"][:, :2]).all()
-assert (target["boxes"] >= 0).all() and (target["boxes"] <= torch.tensor([width, height, width, height])).all()
+assert (target["boxes"] >= 0).all()
+assert (target["boxes"] <= torch.tensor([width, height, width, height])).all()
 
 # %% [markdown]
 # ## What the model finds
@@ -75,12 +76,19 @@ assert (target["boxes"] >= 0).all() and (target["boxes"] <= torch.tensor([width,
 
 # %%
 found = model.predict([image], heads=("detr", "atss", "faster_rcnn"))[0]
-lab.viz.detections_figure(image, found, threshold=0.4, classes=held_out.classes, target=target)
+figure = lab.viz.detections_figure(
+    image,
+    found,
+    threshold=0.4,
+    classes=held_out.classes,
+    target=target,
+)
+figure.update_layout(width=900, height=400)
 
 # %% [markdown]
-# Three heads, one encoder, and three opinions that mostly agree. Let us hold the decoder against the truth: an object
-# is *found* when one of its confident boxes has the right class and overlaps the object with an IoU of at least 0.5
-# (intersection over union: 1 for equal boxes, 0 for boxes that do not touch).
+# Three heads read the same encoder, and on this image they mostly agree. Let us hold them against the truth, which is
+# drawn dashed: an object is *found* when a box with a score of at least 0.4 has the right class and overlaps the object
+# with an IoU of at least 0.5 (intersection over union: 1 for equal boxes, 0 for boxes that do not touch).
 
 # %%
 from torchvision.ops import box_iou
@@ -94,9 +102,10 @@ def objects_found(detections: lab.Detections, target: dict) -> torch.Tensor:
     return (right_place & right_class).any(dim=1)
 
 
-hits = objects_found(found["detr"], target)
-print(f"found {int(hits.sum())} of {len(hits)} objects")
-assert hits.sum() > len(hits) / 2
+for head, detections in found.items():
+    hits = int(objects_found(detections, target).sum())
+    print(f"{head:>11} finds {hits} of {len(names)} objects")
+    assert hits > len(names) / 2
 
 # %% [markdown]
 # ## What it was taught with
@@ -109,8 +118,10 @@ ready = prepare(image, model.config.image)
 batch = lab.ImageBatch.from_images([ready.pixels])
 trace = model.trace(batch, [target])
 
-print("encoder output F:", [tuple(level.shape) for level in trace.memory])
-print("groups of queries:", {name: group.logits.shape[2] for name, group in trace.groups.items()})
+for level in trace.memory:
+    print("encoder output F:", tuple(level.shape))
+for name, group in trace.groups.items():
+    print(f"{group.logits.shape[2]} queries in the group {name!r}")
 
 # %% [markdown]
 # The encoder's output F, `trace.memory`, is a list of feature maps of shape (batch, channels, height, width), from fine
@@ -131,27 +142,31 @@ torch.testing.assert_close(trace.detections[0].boxes, found["detr"].boxes)
 # object it was assigned to, and it can count.
 
 # %%
+last_layer = trace.groups["original"].assignments[-1]
 assignments = {
-    "original": trace.groups["original"].assignments[-1][0],  # last decoder layer, first image
+    "original": last_layer[0],  # of the first image
     "atss": trace.heads["atss"].assignments[0],
     "faster_rcnn": trace.heads["faster_rcnn"].assignments[0],
 }
-counts = {head: assignment.count_per_object() for head, assignment in assignments.items()}
+counts = {
+    head: assignment.count_per_object().tolist()
+    for head, assignment in assignments.items()
+}  # fmt: skip
 for head, count in counts.items():
-    print(f"{lab.viz.head_title(head):>14}: {count.tolist()}  mean {count.float().mean():.1f}")
+    print(f"{lab.viz.head_title(head):>13}: {count}")
 
 objects = [f"{number} {name}" for number, name in enumerate(names)]
-lab.viz.positives_bar({head: count.tolist() for head, count in counts.items()}, objects)
+lab.viz.positives_bar(counts, objects)
 
 # %% [markdown]
 # There is the answer. The decoder's own rule, *Hungarian matching*, gives every object exactly one query; the other
-# queries are all background. The auxiliary heads give most objects several candidates each. Every one of those pulls on
-# the encoder's features.
+# queries are all background. The auxiliary heads give the objects several candidates each, and every one of those pulls
+# on the encoder's features.
 
 # %%
-assert (counts["original"] == 1).all()
-assert counts["atss"].float().mean() > 1
-assert counts["faster_rcnn"].float().mean() > 1
+assert all(count == 1 for count in counts["original"])
+assert sum(counts["atss"]) > len(names)
+assert sum(counts["faster_rcnn"]) > len(names)
 
 # %% [markdown]
 # ## Where the positives are
@@ -160,11 +175,21 @@ assert counts["faster_rcnn"].float().mean() > 1
 # it to see its IoU with the object and the threshold that it had to pass.
 
 # %%
-lab.viz.assignment_figure(image, assignments["atss"], "atss", classes=held_out.classes, title="ATSS")
+lab.viz.assignment_figure(
+    image,
+    assignments["atss"],
+    "atss",
+    classes=held_out.classes,
+    title="ATSS",
+)
 
 # %%
 lab.viz.assignment_figure(
-    image, assignments["original"], "original", classes=held_out.classes, title="Hungarian matching"
+    image,
+    assignments["original"],
+    "original",
+    classes=held_out.classes,
+    title="Hungarian matching",
 )
 
 # %% [markdown]
@@ -186,18 +211,17 @@ assert atss.gt_index[positive] >= 0 > atss.gt_index[negative]
 # training. Average precision (AP) is the usual number: 1 is perfect, 0 is useless. Here it is on 40 held-out images.
 
 # %%
-scores = {
-    "baseline": evaluate(baseline, held_out, limit=40, progress=False)["detr"],
-    "Co-DETR": evaluate(model, held_out, limit=40, progress=False)["detr"],
-}
-for name, metrics in scores.items():
-    print(f"{name:>9}: AP {metrics.ap:.3f}")
-assert scores["Co-DETR"].ap > scores["baseline"].ap
+ap = {}
+for name, detector in {"baseline": baseline, "Co-DETR": model}.items():
+    metrics = evaluate(detector, held_out, limit=40, progress=False)
+    ap[name] = metrics["detr"].ap
+    print(f"{name:>8}: AP {ap[name]:.3f}")
+assert ap["Co-DETR"] > ap["baseline"]
 
 # %% [markdown]
 # Same images, same number of training steps, same decoder at test time. Be careful with what this shows: one training
-# run of each model on small images could differ by luck. `codetr experiment quick` trains them again on your machine,
-# and the comparison over several seeds is what counts.
+# run of each model, on small images, can differ by luck. `codetr experiment quick` trains them again on your machine,
+# with as many seeds as you give it time for; only the comparison over seeds counts.
 #
 # ## Look around
 #
@@ -216,16 +240,16 @@ assert scores["Co-DETR"].ap > scores["baseline"].ap
 answer_1 = None
 
 # %% jupyter={"source_hidden": true} tags=["solution"]
-sizes = target["boxes"][:, 2:] - target["boxes"][:, :2]
-table = sorted(zip(sizes.prod(dim=1).tolist(), counts["atss"].tolist(), objects, strict=True))
-solution_1 = {index for index, count in enumerate(counts["atss"].tolist()) if count == counts["atss"].max()}
-assert solution_1 and max(count for _, count, _ in table) == counts["atss"].max()
+most = max(counts["atss"])
+solution_1 = [number for number, count in enumerate(counts["atss"]) if count == most]
+assert solution_1
 if answer_1 is None:
     print("Your turn: set answer_1 above.")
 else:
-    print("Right." if answer_1 in solution_1 else "Not yet: look at counts['atss'].")
-    for area, count, name in table:
-        print(f"{name:>12}: {area:6.0f} square pixels, {count} positives")
+    print("Right." if answer_1 in solution_1 else 'Not yet: look at counts["atss"].')
+    sizes = (target["boxes"][:, 2:] - target["boxes"][:, :2]).prod(dim=1)
+    for name, area, count in zip(objects, sizes.tolist(), counts["atss"], strict=True):
+        print(f"{name:>12}: {area:5.0f} square pixels, {count} positives")
 
 # %% [markdown]
 # **2.** ATSS first takes, for every object and every pyramid level, the `top_k` candidates whose centres are nearest;
@@ -239,32 +263,40 @@ answer_2 = None
 fewer = lab.assign.atss(atss.candidates, target, top_k=1)
 solution_2 = int(fewer.positive.sum())
 assert solution_2 < int(atss.positive.sum())
-assert (lab.assign.atss(atss.candidates, target, top_k=9).gt_index == atss.gt_index).all()  # 9 is what we trained with
+trained_with = lab.assign.atss(atss.candidates, target, top_k=model.config.atss.top_k)
+assert (trained_with.gt_index == atss.gt_index).all()
 if answer_2 is None:
     print("Your turn: set answer_2 above.")
 else:
-    print("Right." if int(answer_2) == solution_2 else "Not yet: count `.positive` of the new assignment.")
+    right = int(answer_2) == solution_2
+    print("Right." if right else "Not yet: count `.positive` of the new assignment.")
 
 # %% [markdown]
 # **3.** Hungarian matching is done anew after every decoder layer. `trace.groups["original"].assignments[layer][0]` is
-# layer `layer`'s assignment, and the query of an object is where `gt_index` equals the object's index. For how many of
-# this image's objects is it the same query in all layers?
+# layer `layer`'s assignment, and the query of an object is where `gt_index` equals the object's index. Take held-out
+# image 54 and trace it as above: for how many of its objects is it the same query in all layers?
 
 # %%
 answer_3 = None
 
 # %% jupyter={"source_hidden": true} tags=["solution"]
-layers = [layer[0].gt_index for layer in trace.groups["original"].assignments]
-queries = torch.tensor([[int((gt_index == number).nonzero()) for gt_index in layers] for number in range(len(names))])
+other = held_out.target(54)
+pixels = prepare(held_out.image(54), model.config.image).pixels
+group = model.trace(lab.ImageBatch.from_images([pixels]), [other]).groups["original"]
+queries = torch.tensor(
+    [
+        [int((layer[0].gt_index == number).nonzero()) for layer in group.assignments]
+        for number in range(len(other["labels"]))
+    ]
+)
 solution_3 = int((queries == queries[:, :1]).all(dim=1).sum())
-assert queries.shape == (len(names), model.config.transformer.decoder_layers)
-assert 0 <= solution_3 <= len(names)
+assert queries.shape == (len(other["labels"]), model.config.transformer.decoder_layers)
+assert 0 <= solution_3 <= len(queries)
 if answer_3 is None:
     print("Your turn: set answer_3 above.")
 else:
-    print(
-        "Right." if int(answer_3) == solution_3 else "Not yet: compare the query index of each object over the layers."
-    )
+    right = int(answer_3) == solution_3
+    print("Right." if right else "Not yet: compare each object's query over the layers.")
     print("query of each object, layer by layer:", queries.tolist())
 
 # %% [markdown]
