@@ -82,11 +82,6 @@ def rgb(color: str) -> tuple[int, int, int]:
     return int(color[1:3], 16), int(color[3:5], 16), int(color[5:7], 16)
 
 
-def with_alpha(color: str, alpha: float) -> str:
-    """A `#RRGGBB` colour as CSS `rgba(...)` with `alpha` in [0,1]."""
-    return "rgba({},{},{},{:g})".format(*rgb(color), alpha)
-
-
 def shade(color: str, amount: float) -> str:
     """Mix `#RRGGBB` with white (`amount` in [0,1]) or black (`amount` in [-1,0])."""
     end = 255 if amount > 0 else 0
