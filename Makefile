@@ -24,6 +24,7 @@ help:
 # Stamps: an environment is made once, and again when what it is made from changes.
 .venv/.demo: pyproject.toml constraints.txt tools/environment.sh
 	@sh tools/environment.sh app
+	@$(VENV) -m codetr_lab.build_ops
 	@touch $@
 
 .venv/.all: pyproject.toml constraints.txt tools/environment.sh

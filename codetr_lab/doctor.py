@@ -106,6 +106,17 @@ def check_device() -> Check:
     return Check("device", "ok", f"cpu ({torch.get_num_threads()} threads)")
 
 
+def check_operator() -> Check:
+    """Which implementation of deformable attention runs."""
+    try:
+        from codetr_lab.ops import compiled
+    except ImportError as error:
+        return Check("operator", "broken", f"deformable attention cannot be imported: {error}")
+    if reason := compiled.unavailable():
+        return Check("operator", "missing", f"the plain PyTorch formula runs: {reason}", "codetr build-ops")
+    return Check("operator", "ok", "deformable attention is compiled (CPU; float32, float64)")
+
+
 def check_core() -> list[Check]:
     """The distributions that everything needs."""
     checks = []
@@ -143,7 +154,14 @@ def check_tools() -> list[Check]:
 
 def report() -> list[Check]:
     """Everything, in the order in which it is shown."""
-    return [check_python(), *check_core(), check_device(), *(check_extra(name) for name in EXTRAS), *check_tools()]
+    return [
+        check_python(),
+        *check_core(),
+        check_device(),
+        check_operator(),
+        *(check_extra(name) for name in EXTRAS),
+        *check_tools(),
+    ]
 
 
 def format_report(checks: Sequence[Check]) -> str:

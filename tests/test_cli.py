@@ -366,3 +366,13 @@ def test_ctrl_c_in_a_real_process_leaves_a_checkpoint_that_resumes(bricks: Path,
     step = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])["step"]
     assert 2 <= step < 4000
     assert codetr_lab.load(out).config.classes == ("brick", "tile")
+
+
+def test_bench_and_build_ops_are_commands(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    out = tmp_path / "bench.json"
+    assert main(["bench", "op", "--cases", "lab decoder", "--out", str(out)]) == 0
+    assert {row["case"] for row in json.loads(out.read_text())["rows"]} == {"lab decoder"}
+    assert main(["bench", "op", "--cases", "lab"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert main(["build-ops"]) == 0
+    assert "compiled operator: " in capsys.readouterr().out
