@@ -35,8 +35,8 @@ demo: .venv/.demo
 	@GRADIO_ANALYTICS_ENABLED=False $(VENV) -m codetr_lab.cli demo $(if $(PORT),--port $(PORT)) $(if $(SMOKE),--smoke)
 
 test: .venv/.all
-	@$(VENV) -m codetr_lab.doctor --tests
 	@$(VENV) -m codetr_lab.build_ops
+	@$(VENV) -m codetr_lab.doctor --tests
 	@OMP_NUM_THREADS=1 PLOTLY_RENDERER=plotly_mimetype $(VENV) -m pytest --numprocesses 2 --dist loadfile \
 		--nbmake --nbmake-timeout 300 --cov --cov-report term --durations 10 --quiet
 
