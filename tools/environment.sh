@@ -59,5 +59,5 @@ if ! .venv/bin/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/de
 fi
 
 echo "codetr_lab: installing into .venv (extras: $extras); the first time this downloads a few gigabytes"
-"$uv" pip install --python .venv/bin/python --constraints constraints.txt --editable ".[$extras]" ||
+"$uv" pip install --python .venv/bin/python --compile-bytecode --constraints constraints.txt --editable ".[$extras]" ||
     die "the packages could not be installed; uv says why above. What is there stays: mend it and run make $goal again"
