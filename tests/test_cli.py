@@ -16,7 +16,8 @@ from PIL import Image
 
 import codetr_lab
 from codetr_lab import cli
-from codetr_lab.cli import main, settings
+from codetr_lab.cli import main
+from codetr_lab.commands.common import settings
 from codetr_lab.models.config import CoDETRConfig, ConfigError
 
 ROOT = Path(codetr_lab.__file__).parents[1]

@@ -1,0 +1,55 @@
+"""What several commands read from their arguments."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from codetr_lab.models.config import CoDETRConfig, ConfigError, override
+
+if TYPE_CHECKING:
+    from codetr_lab.data.dataset import DetectionDataset
+
+
+def settings(config: CoDETRConfig, assignments: Sequence[str]) -> CoDETRConfig:
+    """`config` with `name=value` settings: `transformer.heads=4`, `aux_heads=atss,faster_rcnn`, `backbone.weights=f`.
+
+    Values are read as JSON where they are JSON, else as text; a field that holds several takes commas too.
+
+    Raises:
+        ConfigError: no `=`, no such field, or a value of the wrong kind.
+    """
+    values: dict[str, Any] = {}
+    for assignment in assignments:
+        name, equals, text = assignment.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {assignment}: write it as name=value, for example transformer.heads=4")
+        present: Any = config
+        for part in name.split("."):
+            present = getattr(present, part, None)  # `override` names an unknown field
+        value = _value(text)
+        if isinstance(present, tuple) and not isinstance(value, list):
+            value = [_value(item) for item in text.split(",") if item]
+        values[name] = text if isinstance(present, str) else value
+    return override(config, **values)
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def open_datasets(data: str, val_data: str | None, drop_invalid: bool) -> tuple[DetectionDataset, DetectionDataset]:
+    from codetr_lab.data.catalog import open_dataset
+
+    return (
+        open_dataset(data, "train", drop_invalid=drop_invalid),
+        open_dataset(val_data or data, "val", drop_invalid=drop_invalid),
+    )
+
+
+def split_names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())

@@ -1,0 +1,91 @@
+"""`codetr train` and `codetr eval`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import tyro
+
+from codetr_lab.commands.common import open_datasets, settings, split_names
+from codetr_lab.engine.options import TrainOptions
+from codetr_lab.models.config import ConfigError
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a model: `codetr train --preset lab_co_k2 --data shapes --out runs/k2`."""
+
+    out: Path
+    """The run's folder."""
+    preset: str | None = None
+    """Which model; `codetr models` lists them. Left out: lab_co_k2, or what --init holds."""
+    data: str = "shapes"
+    """`shapes`, `shapes:easy`, `shapes:hard`, or a COCO-format folder or file."""
+    val_data: str | None = None
+    """Data to evaluate on, where `--data` has no validation split of its own."""
+    drop_invalid: bool = False
+    """Leave invalid annotations out instead of refusing the data."""
+    set: tuple[str, ...] = ()
+    """Change the model: `transformer.heads=4 aux_heads=atss backbone.weights=FILE`."""
+    options: TrainOptions = field(default_factory=TrainOptions)
+
+    def run(self) -> int:
+        from codetr_lab.engine.checkpoint import locate, read_config
+        from codetr_lab.engine.train import main_head, train
+        from codetr_lab.models.presets import preset
+
+        if self.preset is None and self.options.init is not None:
+            config = read_config(locate(self.options.init))
+        else:
+            config = preset(self.preset or "lab_co_k2")
+        config = settings(config, self.set)
+        result = train(config, *open_datasets(self.data, self.val_data, self.drop_invalid), self.out, self.options)
+        scores = "".join(f", {head} AP {m.stats['AP']:.3f}" for head, m in result.metrics.items())
+        print(f"trained {result.model.config.recipe.steps} steps in {result.seconds:.0f} s{scores}: {self.out}")
+        print(f"  codetr eval {self.out} --data {self.data}    codetr predict IMAGE --model {self.out}", end="")
+        print(f" --heads {','.join(dict.fromkeys((main_head(config), *config.aux_heads)))}")
+        return 0
+
+
+@dataclass(frozen=True)
+class Eval:
+    """COCO numbers of a trained model, per head and per class."""
+
+    model: tyro.conf.Positional[str]
+    """A run's folder or the name of a shipped model."""
+    data: str = "shapes"
+    """`shapes`, `shapes:easy`, `shapes:hard`, or a COCO-format folder or file."""
+    split: str = "val"
+    """`train` or `val`; a folder may have others."""
+    drop_invalid: bool = False
+    """Leave invalid annotations out instead of refusing the data."""
+    heads: str | None = None
+    """Comma-separated: `detr,atss,faster_rcnn`. Left out: all that the model has."""
+    limit: int | None = None
+    """Evaluate on the first images only."""
+    batch_size: int = 8
+    out: Path | None = None
+    """Write the numbers to this JSON file."""
+
+    def run(self) -> int:
+        from codetr_lab.data.catalog import open_dataset
+        from codetr_lab.engine.checkpoint import load, write_atomically
+        from codetr_lab.engine.evaluate import evaluate, format_metrics
+        from codetr_lab.engine.records import plain
+
+        model = load(self.model)
+        dataset = open_dataset(self.data, self.split, drop_invalid=self.drop_invalid)
+        if dataset.classes != model.config.classes:
+            raise ConfigError(
+                f"{self.model} knows the classes {', '.join(model.config.classes)}, but {self.data} has "
+                f"{', '.join(dataset.classes)}"
+            )
+        heads = split_names(self.heads) if self.heads else ("detr", *model.heads)
+        metrics = evaluate(model, dataset, heads=heads, batch_size=self.batch_size, limit=self.limit)
+        print(format_metrics(metrics))
+        if self.out is not None:
+            content = {head: {"metrics": m.stats, "per_class": m.per_class} for head, m in metrics.items()}
+            write_atomically(self.out, (json.dumps(plain(content), indent=2) + "\n").encode())
+        return 0
