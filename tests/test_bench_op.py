@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from codetr_lab import bench
+from codetr_lab.bench import op as bench
+from codetr_lab.bench.common import BenchError
 from codetr_lab.ops import compiled
 
 TINY = {
@@ -39,22 +40,22 @@ def test_full_size_has_the_tokens_of_the_paper() -> None:
     assert sum(h * w for h, w in bench.FIVE_LEVELS) == 89_023
 
 
-def test_unknown_case(capsys: pytest.CaptureFixture[str]) -> None:
-    assert bench.main(["nothing"]) == 2
-    assert "unknown case 'nothing'; choose from encoder, decoder" in capsys.readouterr().err
+def test_unknown_case() -> None:
+    with pytest.raises(BenchError, match="unknown case 'encode'; choose from encoder, decoder; did you mean 'encoder'"):
+        bench.bench(["encode"])
 
 
-def test_without_operator(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_operator(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiled, "NOT_LOADED", "it is not built")
-    assert bench.main(["encoder"]) == 2
-    assert "cannot be measured: " in capsys.readouterr().err
+    with pytest.raises(BenchError, match="cannot be measured: "):
+        bench.bench(["encoder"])
 
 
 @pytest.mark.skipif(bool(compiled.NOT_LOADED), reason=compiled.NOT_LOADED)
 def test_table_and_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.delenv("CODETR_OPS", raising=False)
     monkeypatch.setattr(bench, "copy_speed", lambda: 1e9)
-    assert bench.main(["--out", str(tmp_path / "new" / "op.json")]) == 0
+    bench.bench(out=tmp_path / "new" / "op.json")
     record = json.loads((tmp_path / "new" / "op.json").read_text())
     assert [(row["case"], row["pass_"]) for row in record["rows"]] == [
         (case, pass_) for case in TINY for pass_ in ("forward", "forward+backward")

@@ -1,22 +1,17 @@
-"""How fast deformable attention is here: `codetr bench op`, `python -m codetr_lab.bench`.
-
-The compiled operator and the formula run in one process, in turns, so that whatever else the machine does hits both.
-"""
+"""How fast deformable attention is here, the compiled operator against the formula: `codetr bench op`."""
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
-import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from codetr_lab.bench.common import BenchError, chosen, clock_name, copy_speed, take_turns, write_record
 from codetr_lab.ops import compiled, ms_deform_attn
 
 Shapes = tuple[tuple[int, int], ...]
@@ -101,36 +96,14 @@ def make_inputs(case: Case, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tens
     return value, locations.contiguous(), weights / weights.sum((-1, -2), keepdim=True), grad
 
 
-def copy_speed() -> float:
-    """Bytes a second that a large copy reads and writes, with torch's threads; the best of five."""
-    source = torch.ones(1 << 25)
-    target = torch.empty_like(source)
-    times = []
-    for _ in range(5):
-        start = time.perf_counter()
-        target.copy_(source)
-        times.append(time.perf_counter() - start)
-    return 2 * source.numel() * source.element_size() / min(times)
-
-
-def _milliseconds(function: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    function()
-    return 1000 * (time.perf_counter() - start)
-
-
 def measure(name: str, bytes_per_second: float, seconds: float = 2.0) -> list[Row]:
-    """Forward, and forward with backward, of `CASES[name]`.
-
-    Each takes turns until `seconds` have passed: at least three, at most thirty, and one before that is not counted.
+    """Forward, and forward with backward, of `CASES[name]`; each takes turns until `seconds` have passed.
 
     Raises:
-        ValueError: no such case, or no compiled operator.
+        BenchError: no compiled operator.
     """
-    if name not in CASES:
-        raise ValueError(f"unknown case {name!r}; choose from {', '.join(CASES)}")
     if obstacle := compiled.unavailable():
-        raise ValueError(f"the compiled operator cannot be measured: {obstacle}")
+        raise BenchError(f"the compiled operator cannot be measured: {obstacle}")
     case = CASES[name]
     value, locations, weights, grad = make_inputs(case)
     leaves = [t.clone().requires_grad_() for t in (value, locations, weights)]
@@ -149,14 +122,8 @@ def measure(name: str, bytes_per_second: float, seconds: float = 2.0) -> list[Ro
         ("forward", forward, inputs + grad.nbytes),
         ("forward+backward", both, 3 * inputs + 2 * grad.nbytes),
     ):
-        times: dict[str, list[float]] = {"reference": [], "compiled": []}
-        for backend in times:
-            function(backend)
-        end = time.perf_counter() + seconds
-        while len(times["compiled"]) < 3 or (len(times["compiled"]) < 30 and time.perf_counter() < end):
-            for backend, measured in times.items():
-                measured.append(_milliseconds(lambda f=function, b=backend: f(b)))  # type: ignore[misc]
-        reference, ours = (statistics.median(times[backend]) for backend in ("reference", "compiled"))
+        times = take_turns({b: partial(function, b) for b in ("reference", "compiled")}, seconds)
+        reference, ours = (1000 * statistics.median(times[b]) for b in ("reference", "compiled"))
         floor = 1000 * bytes_moved / bytes_per_second
         rows.append(Row(name, pass_, reference, ours, reference / ours, floor, len(times["compiled"])))
     return rows
@@ -173,47 +140,18 @@ def format_rows(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def bench_op(names: Sequence[str] = (), out: Path | None = None) -> list[Row]:
+def bench(names: Sequence[str] = (), out: Path | None = None) -> None:
     """Measure the cases (default: all), print the table as it grows, and write it to `out` as JSON.
 
     Raises:
-        ValueError: as `measure`.
+        BenchError: as `measure`, or an unknown case.
     """
-    speed = copy_speed()
-    print(f"{torch.get_num_threads()} threads, float32; memory copied at {speed / 1e9:.1f} GB/s (the floor's speed)")
+    names, speed = chosen(names, CASES), copy_speed()
+    print(f"{clock_name()}, float32; memory copied at {speed / 1e9:.1f} GB/s (the floor's speed)")
     print(format_rows([]), flush=True)
     rows: list[Row] = []
-    for name in names or CASES:
+    for name in names:
         measured = measure(name, speed)
         print(format_rows(measured).partition("\n")[2], flush=True)
         rows += measured
-    if out is not None:
-        record = {
-            "torch": torch.__version__,
-            "threads": torch.get_num_threads(),
-            "copy_bytes_per_second": speed,
-            "rows": [asdict(row) for row in rows],
-        }
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(record, indent=2) + "\n")
-    return rows
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """`python -m codetr_lab.bench [CASE ...] [--out FILE]`."""
-    parser = argparse.ArgumentParser(prog="python -m codetr_lab.bench", description=__doc__)
-    parser.add_argument(
-        "cases", nargs="*", help=f"any of: {', '.join(map(repr, CASES))}; default all (12 GB of memory)"
-    )
-    parser.add_argument("--out", type=Path, help="write the table as JSON")
-    options = parser.parse_args(arguments)
-    try:
-        bench_op(options.cases, options.out)
-    except ValueError as error:
-        print(f"codetr: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    write_record(out, copy_bytes_per_second=speed, rows=[asdict(row) for row in rows])

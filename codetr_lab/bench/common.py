@@ -1,0 +1,87 @@
+"""What the benchmarks share: turns in one process, the machine's own speeds, a JSON record."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+class BenchError(ValueError):
+    """A benchmark cannot be run as asked; the message says why."""
+
+
+def chosen(names: Sequence[str], cases: Iterable[str]) -> list[str]:
+    """The cases to measure, all of them where none is named.
+
+    Raises:
+        BenchError: no such case.
+    """
+    known = list(cases)
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise BenchError(f"unknown case {name!r}; choose from {', '.join(known)}{hint}")
+    return list(names) or known
+
+
+def clock() -> float:
+    """Seconds of this process's CPU time with one thread, which other processes do not lengthen; else of the wall."""
+    return time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
+
+
+def clock_name() -> str:
+    """What `clock` measures, for people."""
+    return "CPU time, 1 thread" if torch.get_num_threads() == 1 else f"wall time, {torch.get_num_threads()} threads"
+
+
+def seconds_of(function: Callable[[], object]) -> float:
+    """One call."""
+    start = clock()
+    function()
+    return clock() - start
+
+
+def take_turns(
+    functions: Mapping[str, Callable[[], object]], seconds: float, least: int = 3, most: int = 30
+) -> dict[str, list[float]]:
+    """Call all functions in turn until `seconds` have passed, so that whatever else the machine does hits them alike.
+
+    Args:
+        least: turns at the least; `most`: at the most. One turn before that is not counted.
+
+    Returns:
+        Seconds of every call, by the function's name.
+    """
+    for function in functions.values():
+        function()
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    end, turns = time.perf_counter() + seconds, 0
+    while turns < least or (turns < most and time.perf_counter() < end):
+        for name, function in functions.items():
+            times[name].append(seconds_of(function))
+        turns += 1
+    return times
+
+
+def copy_speed() -> float:
+    """Bytes a second that a large copy reads and writes, with torch's threads; the best of five."""
+    source = torch.ones(1 << 25)
+    target = torch.empty_like(source)
+    times = [seconds_of(lambda: target.copy_(source)) for _ in range(5)]
+    return 2 * source.numel() * source.element_size() / min(times)
+
+
+def write_record(out: Path | None, **values: Any) -> None:
+    """Write a JSON record, with torch's version and threads, to `out` if there is one."""
+    if out is None:
+        return
+    record = {"torch": torch.__version__, "threads": torch.get_num_threads(), "clock": clock_name()} | values
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(record, indent=2) + "\n")
