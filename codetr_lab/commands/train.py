@@ -33,7 +33,7 @@ class Train:
 
     def run(self) -> int:
         from codetr_lab.engine.checkpoint import locate, read_config
-        from codetr_lab.engine.train import main_head, train
+        from codetr_lab.engine.train import train
         from codetr_lab.models.presets import preset
 
         if self.preset is None and self.options.init is not None:
@@ -45,7 +45,7 @@ class Train:
         scores = "".join(f", {head} AP {m.stats['AP']:.3f}" for head, m in result.metrics.items())
         print(f"trained {result.model.config.recipe.steps} steps in {result.seconds:.0f} s{scores}: {self.out}")
         print(f"  codetr eval {self.out} --data {self.data}    codetr predict IMAGE --model {self.out}", end="")
-        print(f" --heads {','.join(dict.fromkeys((main_head(config), *config.aux_heads)))}")
+        print(f" --heads {','.join(result.model.detectors)}")
         return 0
 
 
@@ -82,7 +82,7 @@ class Eval:
                 f"{self.model} knows the classes {', '.join(model.config.classes)}, but {self.data} has "
                 f"{', '.join(dataset.classes)}"
             )
-        heads = split_names(self.heads) if self.heads else ("detr", *model.heads)
+        heads = split_names(self.heads) if self.heads else model.detectors
         metrics = evaluate(model, dataset, heads=heads, batch_size=self.batch_size, limit=self.limit)
         print(format_metrics(metrics))
         if self.out is not None:

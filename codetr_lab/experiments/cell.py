@@ -88,7 +88,7 @@ def measure(model: CoDETR, dataset: DetectionDataset, batch_size: int = 8) -> di
         against boxes, and `iof_iob_area_per_image`, the mean of the images' own areas; `aux_heads`; `eval_seconds`.
     """
     start = time.monotonic()
-    metrics = evaluate(model, dataset, heads=("detr", *model.heads), batch_size=batch_size, progress=False)
+    metrics = evaluate(model, dataset, heads=model.detectors, batch_size=batch_size, progress=False)
     curve, positives = MeanCurve(), PositivesCounter()
     stream = batches(
         dataset, model.config.image, model.config.recipe, batch_size=batch_size, seed=0, epoch=0, train=False

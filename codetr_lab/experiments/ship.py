@@ -42,7 +42,7 @@ def ship(run: str | Path, name: str, folder: Path = SHIPPED) -> dict[str, Any]:
     target = folder / name
     save_model(load_model(run), target, half=True)
     model = load_model(target)
-    metrics = evaluate(model, Shapes("val", images=record["val_images"]), heads=("detr", *model.heads))
+    metrics = evaluate(model, Shapes("val", images=record["val_images"]), heads=model.detectors)
     print(format_metrics(metrics))
     content = {
         "command": command(record),

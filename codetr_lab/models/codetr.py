@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from codetr_lab import boxes as box_ops
 from codetr_lab.models.attention import DeformableAttention
 from codetr_lab.models.backbones import Backbone
-from codetr_lab.models.config import CoDETRConfig, unknown
+from codetr_lab.models.config import CoDETRConfig, ConfigError, unknown
 from codetr_lab.models.decoder import Decoder
 from codetr_lab.models.encoder import Encoder
 from codetr_lab.models.heads import AuxHead, build_heads
@@ -46,8 +46,15 @@ class CoDETR(nn.Module):
         self.heads = build_heads(config, self.strides)
         if len(self.heads):
             self.pyramid = Pyramid(shape.hidden_dim, shape.norm_groups)
-        self.customizers = nn.ModuleDict({name: QueryCustomizer(config) for name in self.heads})
+            self.pyramid.requires_grad_(config.aux_losses or config.queries.features)  # else no loss reaches it
+        customized = self.heads if config.customized_queries else ()
+        self.customizers = nn.ModuleDict({name: QueryCustomizer(config) for name in customized})
         self._reset_transformer()
+
+    @property
+    def detectors(self) -> tuple[str, ...]:
+        """The heads that can detect, `detr` first: auxiliary heads without losses of their own cannot."""
+        return ("detr", *(self.heads if self.config.aux_losses else ()))
 
     def _reset_transformer(self) -> None:
         """Initial values as released: Xavier for every matrix, the ring for deformable attention, N(0,1) for levels."""
@@ -81,12 +88,14 @@ class CoDETR(nn.Module):
         """What each of `heads` (`detr` or an auxiliary head's name) finds per image, in the batch's pixels.
 
         Raises:
-            ConfigError: the model has no such head.
+            ConfigError: the model has no such head, or it is untrained (`aux_losses` is off).
         """
         names = [name for name in heads if name != "detr"]
-        for name in names:
-            if name not in self.heads:
-                raise unknown("head", name, ["detr", *self.heads])
+        for name in heads:
+            if name not in self.detectors:
+                if name in self.heads:
+                    raise ConfigError(f"head {name!r} is untrained, because aux_losses is off; it detects nothing")
+                raise unknown("head", name, list(self.detectors))
         with _evaluating(self):
             trace = self._flow(batch, heads=names)
         found = {"detr": trace.detections} | {name: trace.heads[name].detections for name in names}
@@ -127,7 +136,7 @@ class CoDETR(nn.Module):
         """
         generator = torch.Generator().manual_seed(seed)
         with _evaluating(self), torch.set_grad_enabled(grad):
-            return self._flow(batch, targets, heads=list(self.heads), keep=True, generator=generator)
+            return self._flow(batch, targets, heads=self.detectors[1:], keep=True, generator=generator)
 
     def _flow(
         self,
@@ -153,7 +162,8 @@ class CoDETR(nn.Module):
             targets = check_targets(targets, batch, self.config.num_classes)
             for name, head in aux_heads.items():
                 outputs[name] = head.supervise(pyramid, batch, targets, generator)
-                customized[name] = self.customizers[name](name, outputs[name].positives, batch.whwh(), generator)
+                if name in self.customizers:
+                    customized[name] = self.customizers[name](name, outputs[name].positives, batch.whwh(), generator)
         for name in heads:
             found = aux_heads[name].predict(pyramid, batch)
             outputs[name] = replace(outputs.get(name, HeadOutput(name)), detections=found)

@@ -157,13 +157,19 @@ class RecipeConfig:
 
 @dataclass(frozen=True)
 class CoDETRConfig:
-    """A whole detector. `aux_heads` names the K auxiliary heads; repeats become `atss_2` and so on."""
+    """A whole detector. `aux_heads` names the K auxiliary heads; repeats become `atss_2` and so on.
+
+    `aux_losses` and `customized_queries` are the two columns of Table 9: the heads' own losses, and their positives as
+    queries. What is off costs nothing; with both off no head is built.
+    """
 
     preset: str = "co_deformable_detr_r50"
     classes: tuple[str, ...] = ()
     num_classes: int = 80
     num_queries: int = 300
     aux_heads: tuple[str, ...] = ("faster_rcnn", "atss")
+    aux_losses: bool = True
+    customized_queries: bool = True
     lambda_1: float = 1.0
     lambda_2: float = 2.0
     max_detections: int = 100
@@ -226,6 +232,8 @@ def _coerce(kind: Any, value: Any, name: str) -> Any:
         return tuple(_coerce(None, item, name) for item in value)
     if get_args(kind) and isinstance(get_args(kind)[0], str) and value not in get_args(kind):
         raise unknown(name, str(value), list(get_args(kind)))
+    if kind is bool and not isinstance(value, bool):
+        raise ConfigError(f"{name} must be true or false, got {value!r}")
     if kind is int and (isinstance(value, bool) or not isinstance(value, int)):
         raise ConfigError(f"{name} must be a whole number, got {value!r}")
     if kind is float and (isinstance(value, bool) or not isinstance(value, int | float)):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from codetr_lab.models.config import CoDETRConfig, unknown
+from codetr_lab.models.config import CoDETRConfig, ConfigError, unknown
 from codetr_lab.models.heads.atss import ATSSHead
 from codetr_lab.models.heads.faster_rcnn import FasterRCNNHead
 from codetr_lab.structures import Detections, HeadOutput, ImageBatch, Target
@@ -21,6 +21,8 @@ class AuxHead(Protocol):
     """What every auxiliary head can do. It is a module made by `Head(config, strides, name)`."""
 
     name: str
+    positives_need_training: ClassVar[bool]
+    """Whether its label assignment reads its own predictions."""
 
     def supervise(
         self,
@@ -31,6 +33,7 @@ class AuxHead(Protocol):
     ) -> HeadOutput:
         """Label assignments, positives and losses of the (B,D,H_j,W_j) pyramid.
 
+        `config.aux_losses` and `config.customized_queries` say whether losses and positives are asked for.
         The losses are multiplied by their weights and by `config.aux_loss_factor`, finite for images without objects,
         and each batch gives the same ones. Those of a head together reach all its parameters.
         """
@@ -47,14 +50,25 @@ HEADS: dict[str, type[ATSSHead] | type[FasterRCNNHead]] = {"atss": ATSSHead, "fa
 def build_heads(config: CoDETRConfig, strides: Sequence[int]) -> nn.ModuleDict:
     """The heads that `config.aux_heads` names, in its order; repeats become `atss_2` and so on.
 
+    Without `config.aux_losses` the heads only hand out positives: their parameters are frozen.
+
     Raises:
-        ConfigError: an unknown head; the nearest known one is suggested.
+        ConfigError: an unknown head (the nearest known one is suggested), or one whose positives need the training
+            that `config.aux_losses` switches off.
     """
     heads, seen = nn.ModuleDict(), Counter[str]()
+    if not (config.aux_losses or config.customized_queries):
+        return heads
     for kind in config.aux_heads:
         if kind not in HEADS:
             raise unknown("auxiliary head", kind, list(HEADS))
+        if not config.aux_losses and HEADS[kind].positives_need_training:
+            untrained = [name for name, head in HEADS.items() if not head.positives_need_training]
+            raise ConfigError(
+                f"aux_losses=false leaves {kind} untrained, but its positives come from its own predictions; "
+                f"take {' or '.join(untrained)}, whose positives need no network"
+            )
         seen[kind] += 1
         name = kind if seen[kind] == 1 else f"{kind}_{seen[kind]}"
         heads[name] = HEADS[kind](config, strides, name)
-    return heads
+    return heads.requires_grad_(config.aux_losses)

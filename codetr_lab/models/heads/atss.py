@@ -54,6 +54,8 @@ class ATSSHead(nn.Module):
         name: the head's name in the model.
     """
 
+    positives_need_training = False
+
     def __init__(self, config: CoDETRConfig, strides: Sequence[int], name: str = "atss") -> None:
         super().__init__()
         self.config, self.strides, self.name = config, tuple(strides), name
@@ -106,8 +108,9 @@ class ATSSHead(nn.Module):
             atss(anchors.candidates(image), target, top_k=self.config.atss.top_k)
             for image, target in enumerate(targets)
         ]
-        losses = self._losses(self(pyramid), anchors, assignments)
-        positives = self._positives(tokens(pyramid), assignments, generator)
+        losses = self._losses(self(pyramid), anchors, assignments) if self.config.aux_losses else {}
+        wanted = self.config.customized_queries
+        positives = self._positives(tokens(pyramid), assignments, generator) if wanted else []
         return HeadOutput(self.name, assignments, positives=positives, losses=losses)
 
     @torch.no_grad()

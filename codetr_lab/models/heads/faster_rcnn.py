@@ -77,6 +77,8 @@ class FasterRCNNHead(nn.Module):
         ConfigError: `roi_levels` exceeds the pyramid.
     """
 
+    positives_need_training = True
+
     def __init__(self, config: CoDETRConfig, strides: Sequence[int], name: str = "faster_rcnn") -> None:
         super().__init__()
         self.config, self.strides, self.name = config, tuple(strides), name
@@ -136,7 +138,8 @@ class FasterRCNNHead(nn.Module):
         rois = [a.candidates.boxes[draw.both()] for a, draw in zip(assignments, drawn, strict=True)]
         features = self.roi_features(pyramid, rois)
         losses |= self._roi_losses(*self.roi(features), torch.cat(rois), drawn, assignments)
-        positives = self._positives(features.mean((2, 3)), drawn, assignments, generator)
+        wanted = self.config.customized_queries
+        positives = self._positives(features.mean((2, 3)), drawn, assignments, generator) if wanted else []
         return HeadOutput(self.name, assignments, {"rpn": rpn}, positives, losses)
 
     @torch.no_grad()
