@@ -357,6 +357,8 @@ class HeadOutput(TensorRecord):
         positives: per image.
         losses: unweighted names without the head's prefix, already multiplied by their weights.
         detections: per image, after the head's own NMS.
+        positive_logits: per image, (P,) the logit of its object's class at every used positive of `assignments`, in
+            their order (for Grad-CAM).
     """
 
     name: str
@@ -365,6 +367,7 @@ class HeadOutput(TensorRecord):
     positives: list[Positives] = field(default_factory=list)
     losses: dict[str, Tensor] = field(default_factory=dict)
     detections: list[Detections] = field(default_factory=list)
+    positive_logits: list[Tensor] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

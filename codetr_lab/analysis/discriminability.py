@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from codetr_lab.structures import Size, Trace
+from codetr_lab.structures import Size, Target, Trace
 
 
 class AnalysisError(ValueError):
@@ -38,20 +38,25 @@ def discriminability(levels: Sequence[Tensor], image_size: Size, pad_mask: Tenso
         pad_mask = torch.zeros(batch, *image_size, dtype=torch.bool, device=device)
     if pad_mask.shape != (batch, *image_size):
         raise AnalysisError(f"pad_mask has shape {tuple(pad_mask.shape)}, the batch has {(batch, *image_size)}")
-    valid = ~pad_mask[:, None]
     total = torch.zeros(batch, 1, *image_size, device=device)
     for features in levels:
-        norm = features.float().norm(dim=1, keepdim=True)
-        # Interpolation weighted by validity: at the border of the valid area it repeats the last valid cell, exactly
-        # as interpolation does at the border of an image.
-        cells = F.interpolate(valid.float(), size=norm.shape[-2:], mode="nearest")
-        resized = F.interpolate(
-            torch.cat([norm * cells, cells], 1), size=image_size, mode="bilinear", align_corners=False
-        )
-        scores = torch.where(valid & (resized[:, 1:] > 0), resized[:, :1] / resized[:, 1:], 0)
+        scores = valid_mean_resize(features.float().norm(dim=1, keepdim=True), pad_mask)
         peak = scores.amax(dim=(1, 2, 3), keepdim=True)
         total += scores / torch.where(peak > 0, peak, 1)
     return total / len(levels)
+
+
+def valid_mean_resize(cells: Tensor, pad_mask: Tensor) -> Tensor:
+    """(B,1,h,w) cells to (B,1,H,W) pixels, bilinear; padded cells have no part, padded pixels are 0.
+
+    The interpolation is weighted by validity: at the border of the valid area it repeats the last valid cell, exactly
+    as interpolation does at the border of an image.
+    """
+    valid = ~pad_mask[:, None]
+    weight = F.interpolate(valid.float(), size=cells.shape[-2:], mode="nearest")
+    both = torch.cat([cells * weight, weight], 1)
+    resized = F.interpolate(both, size=pad_mask.shape[-2:], mode="bilinear", align_corners=False)
+    return torch.where(valid & (resized[:, 1:] > 0), resized[:, :1] / resized[:, 1:], 0)
 
 
 def foreground_from_boxes(boxes: Tensor, size: Size) -> Tensor:
@@ -69,6 +74,14 @@ def foreground_from_masks(masks: Tensor) -> Tensor:
     return masks.bool().any(0)
 
 
+def foreground(target: Target, size: Size, *, masks: bool = False) -> Tensor:
+    """(H,W) bool: the pixels of all boxes of one image's target, or of its masks (padded to `size`) if it has any."""
+    if not masks or "masks" not in target:
+        return foreground_from_boxes(target["boxes"], size)
+    union = foreground_from_masks(target["masks"])
+    return F.pad(union, (0, size[1] - union.shape[1], 0, size[0] - union.shape[0]))
+
+
 @dataclass(frozen=True)
 class IofIobCurve:
     """IoF against IoB for rising thresholds.
@@ -82,6 +95,11 @@ class IofIobCurve:
     thresholds: Tensor
     iof: Tensor
     iob: Tensor
+
+    def at(self, iob: Tensor) -> Tensor:
+        """The largest IoF among the points whose IoB is at least `iob` (any shape): the curve to draw or to compare."""
+        index = torch.searchsorted(self.iob, iob.to(self.iob)).clamp(max=len(self.iob) - 1)
+        return self.iof[index]
 
     def area(self) -> float:
         """Area under IoF as a function of IoB by the trapezoid rule, in [0,1]; higher separates better."""
@@ -143,20 +161,38 @@ def iof_iob_curve(score_map: Tensor, foreground: Tensor, valid: Tensor | None = 
     )
 
 
+def near_one() -> Tensor:
+    """1,024 thresholds in [0,1], evenly in log(1 - S) from 1 to 1e-5.
+
+    For D(F): the encoder ends in a LayerNorm, so most of D lies within a few percent of its maximum, where evenly
+    spaced thresholds would be far too coarse.
+    """
+    return 1 - torch.logspace(0, -5, 1024, dtype=torch.float64)
+
+
+def near_both_ends() -> Tensor:
+    """1,024 thresholds in (0,1), evenly in the logit of S from 1e-5 to 1 - 1e-5: for attention, most of it near 0."""
+    end = torch.logit(torch.tensor(1e-5, dtype=torch.float64))
+    return torch.linspace(float(end), -float(end), 1024, dtype=torch.float64).sigmoid()
+
+
 class MeanCurve:
     """The mean of many images' IoF-IoB curves at 1,024 fixed thresholds, in constant memory.
 
-    The thresholds lie in [0,1], evenly in log(1 - S) from 1 to 1e-5: the encoder ends in a LayerNorm, so most of D
-    lies within a few percent of its maximum, where evenly spaced thresholds would be far too coarse. Images without
-    foreground or without background are counted in `skipped` and otherwise left out.
+    Images without foreground or without background are counted in `skipped` and otherwise left out.
+
+    Args:
+        thresholds: (T,) ascending in [0,1], `near_one()` by default.
+        pooled: count all images' pixels together, so that large objects weigh more, instead of the mean over images.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, thresholds: Tensor | None = None, *, pooled: bool = False) -> None:
         self.images = 0
         self.skipped = 0
-        self._thresholds = 1 - torch.logspace(0, -5, 1024, dtype=torch.float64)
-        self._iof = torch.zeros(1024, dtype=torch.float64)
-        self._iob = torch.zeros(1024, dtype=torch.float64)
+        self.pooled = pooled
+        self._thresholds = (near_one() if thresholds is None else thresholds).double().cpu()
+        self._iof, self._iob = torch.zeros_like(self._thresholds), torch.zeros_like(self._thresholds)
+        self._front, self._back = 0.0, 0.0  # what the two sums are divided by: images, or pixels if pooled
         self._area = 0.0
 
     def add(self, score_map: Tensor, foreground: Tensor, valid: Tensor | None = None) -> None:
@@ -174,13 +210,21 @@ class MeanCurve:
         if not len(front) or not len(back):
             self.skipped += 1
             return
-        self._iof += 1 - torch.searchsorted(front, self._thresholds, right=True).double() / len(front)
-        self._iob += torch.searchsorted(back, self._thresholds).double() / len(back)
+        above = 1 - torch.searchsorted(front, self._thresholds, right=True).double() / len(front)
+        below = torch.searchsorted(back, self._thresholds).double() / len(back)
+        front_weight, back_weight = (len(front), len(back)) if self.pooled else (1, 1)
+        self._iof += front_weight * above
+        self._iob += back_weight * below
+        self._front, self._back = self._front + front_weight, self._back + back_weight
         self._area += float(torch.searchsorted(back, front).double().mean()) / len(back)
         self.images += 1
 
-    def add_trace(self, trace: Trace) -> None:
-        """Add every image of a `Trace` with targets: D of its memory against its boxes, the padding left out.
+    def add_trace(self, trace: Trace, maps: Tensor | None = None, *, masks: bool = False) -> None:
+        """Add every image of a `Trace` with targets, the padding left out.
+
+        Args:
+            maps: (B,1,H,W) scores, D of the trace's memory (Eq. 7) by default.
+            masks: take the objects' masks as foreground instead of their boxes, where the targets hold them.
 
         Raises:
             AnalysisError: the trace has no targets.
@@ -188,10 +232,9 @@ class MeanCurve:
         if trace.targets is None:
             raise AnalysisError("the trace has no targets, so nothing is foreground; call model.trace(batch, targets)")
         size = (trace.batch.pad_mask.shape[1], trace.batch.pad_mask.shape[2])
-        maps = discriminability(trace.memory, size, trace.batch.pad_mask)
+        maps = discriminability(trace.memory, size, trace.batch.pad_mask) if maps is None else maps
         for score_map, target, pad_mask in zip(maps[:, 0], trace.targets, trace.batch.pad_mask, strict=True):
-            boxes = target["boxes"].to(score_map.device)
-            self.add(score_map, foreground_from_boxes(boxes, size), ~pad_mask)
+            self.add(score_map, foreground(target, size, masks=masks).to(score_map.device), ~pad_mask)
 
     def curve(self) -> IofIobCurve:
         """The mean so far, with the end points (IoB 0, IoF 1) and (1, 0).
@@ -204,8 +247,8 @@ class MeanCurve:
         one, zero = torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
         return IofIobCurve(
             torch.cat([-infinity, self._thresholds, infinity]),
-            torch.cat([one, self._iof / self.images, zero]),
-            torch.cat([zero, self._iob / self.images, one]),
+            torch.cat([one, self._iof / self._front, zero]),
+            torch.cat([zero, self._iob / self._back, one]),
         )
 
     def mean_area(self) -> float:

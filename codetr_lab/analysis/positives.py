@@ -4,8 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import torch
+from torch import Tensor
+
+from codetr_lab import boxes as box_ops
 from codetr_lab.analysis.discriminability import AnalysisError
 from codetr_lab.structures import Assignment, Trace
+
+SIZES = ("small", "medium", "large")
 
 
 def _assignments(trace: Trace) -> Iterator[tuple[str, list[Assignment]]]:
@@ -21,14 +27,16 @@ def _assignments(trace: Trace) -> Iterator[tuple[str, list[Assignment]]]:
 class PositivesCounter:
     """Mean used positives per object over many traces, in constant memory.
 
-    Used positives are those that survived sampling. Faster R-CNN's are the RoI stage's, with the objects' own boxes
-    that its sampler puts among the proposals. Crowd regions are no objects here: no rule matches them.
+    `result` is over all objects, `by_size` apart for COCO's small, medium and large ones (box area in the file's own
+    pixels below 32^2, up to 96^2, above). Used positives are those that survived sampling. Faster R-CNN's are the RoI
+    stage's, with the objects' own boxes that its sampler puts among the proposals. Crowd regions are no objects here:
+    no rule matches them.
     """
 
     def __init__(self) -> None:
         self.images = 0
-        self._positives: dict[str, int] = {}
-        self._objects: dict[str, int] = {}
+        self._positives: dict[str, Tensor] = {}
+        self._objects: dict[str, Tensor] = {}
 
     def add(self, trace: Trace) -> None:
         """Add every image of a trace.
@@ -40,18 +48,30 @@ class PositivesCounter:
             raise AnalysisError("the trace has no targets, so nothing was assigned; call model.trace(batch, targets)")
         self.images += len(trace.targets)
         for name, assignments in _assignments(trace):
-            for assignment in assignments:
-                crowd = assignment.target.get("iscrowd")
-                objects = len(assignment.target["boxes"]) - (0 if crowd is None else int(crowd.bool().sum()))
+            for assignment, scale in zip(assignments, trace.batch.scales, strict=True):
+                target = assignment.target
+                area = box_ops.area(target["boxes"]) / (scale[0] * scale[1])
+                size = torch.bucketize(area, area.new_tensor([32.0**2, 96.0**2]), right=True)
+                crowd = target.get("iscrowd", torch.zeros_like(size)).bool()
+                counts = torch.stack([(~crowd).long(), assignment.count_per_object()])
+                objects, positives = (torch.bincount(size, c, minlength=3).long().cpu() for c in counts)
                 self._objects[name] = self._objects.get(name, 0) + objects
-                self._positives[name] = self._positives.get(name, 0) + int(assignment.count_per_object().sum())
+                self._positives[name] = self._positives.get(name, 0) + positives
 
     def result(self) -> dict[str, float]:
         """Positives over objects by name: `original`, then each head; NaN while there is no object."""
+        return {name: _ratio(self._positives[name].sum(), n.sum()) for name, n in self._objects.items()}
+
+    def by_size(self) -> dict[str, dict[str, float]]:
+        """The same by name and size, `small`, `medium` and `large`; NaN where there is no such object."""
         return {
-            name: self._positives[name] / objects if objects else float("nan")
-            for name, objects in self._objects.items()
+            name: {size: _ratio(self._positives[name][i], n[i]) for i, size in enumerate(SIZES)}
+            for name, n in self._objects.items()
         }
+
+
+def _ratio(positives: Tensor, objects: Tensor) -> float:
+    return int(positives) / int(objects) if objects else float("nan")
 
 
 def positives_per_object(trace: Trace) -> dict[str, float]:

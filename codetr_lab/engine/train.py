@@ -6,7 +6,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -33,6 +33,10 @@ from codetr_lab.structures import ImageBatch, Target
 if TYPE_CHECKING:
     from codetr_lab.data.dataset import DetectionDataset
     from codetr_lab.models.codetr import CoDETR
+
+
+Observer = Callable[["CoDETR", int], None]
+"""Looks at the model during training, with the number of steps so far."""
 
 
 class Stopped(KeyboardInterrupt):
@@ -94,12 +98,15 @@ def train(
     val_data: DetectionDataset | None,
     out: str | Path,
     options: TrainOptions | None = None,
+    observers: Sequence[Observer] = (),
 ) -> TrainResult:
     """Train a model of `config` on `train_data`; the folder `out` then holds all of the run.
 
     Files: `config.json` and `model.safetensors` (readable by `load`), `state.pt` (to resume), `metrics.jsonl`,
     `run.json` (configuration, options, commit, versions). Random draws of the model come from PyTorch's global
     generator, seeded here; on the CPU a resumed run ends with the very same weights as an uninterrupted one.
+    `observers` are called in the main process with the model and the number of steps so far, before every step and
+    after the last; they must not change the model, and cannot disturb its random draws.
 
     Raises:
         TrainingError: `out` already holds a run, no images, classes that differ, a loss that is not finite.
@@ -116,7 +123,7 @@ def train(
     accelerator = Accelerator(cpu=options.device == "cpu", mixed_precision=options.precision)
     state = resumed_state(Path(out), config, resume=options.resume)
     accelerator.wait_for_everyone()  # nobody writes before everybody has looked
-    return _Run(config, train_data, val_data, Path(out), options, accelerator, state).go()
+    return _Run(config, train_data, val_data, Path(out), options, accelerator, state, observers).go()
 
 
 @dataclass
@@ -151,6 +158,7 @@ class _Run:
     options: TrainOptions
     accelerator: Accelerator
     state: TrainingState | None
+    observers: Sequence[Observer] = ()
     stop_signal: str | None = field(default=None, init=False)
 
     def go(self) -> TrainResult:
@@ -241,6 +249,10 @@ class _Run:
                 bar.write(f"started afresh, since the classes differ: {', '.join(self.reset)}")
             stream = self._stream()
             while self.step < recipe.steps:
+                # Before the next step, not after the last one: a run that was stopped in between still does it.
+                if options.eval_every and self.step and self.step % options.eval_every == 0:
+                    self._evaluate(bar)
+                self._observe()
                 epoch, batch_index, batch, targets = next(stream)
                 names, values, grad_norm = self._train_step(batch, targets)
                 averages.add(names, values, grad_norm)
@@ -256,8 +268,6 @@ class _Run:
                         f"stopped by {self.stop_signal} after step {self.step} of {recipe.steps}; the checkpoint is in "
                         f"{self.out}: run the same command with --resume to go on"
                     )
-                if options.eval_every and self.step % options.eval_every == 0 and self.step < recipe.steps:
-                    self._evaluate(bar)
 
     def _train_step(self, batch: ImageBatch, targets: list[Target]) -> tuple[tuple[str, ...], Tensor, float]:
         device = self.accelerator.device
@@ -315,11 +325,19 @@ class _Run:
             checkpoint.save_model(self.model, self.out)
         self.saved_step = self.step
 
+    def _observe(self) -> None:
+        if self.observers and self.accelerator.is_main_process:
+            with torch.random.fork_rng():
+                for observer in self.observers:
+                    observer(self.model, self.step)
+
     def _evaluate(self, bar: Any = None) -> None:
-        """Evaluate the main head; leaves the random state and the training mode as they were."""
+        """Evaluate the main head, unless an earlier process of this run did; leaves random state and mode alone."""
         if self.val_data is None or self.options.eval_images == 0:
             return
-        if self.accelerator.is_main_process and self.log is not None:
+        history = self.log.history if self.log else []
+        done = any("metrics" in record and record["step"] == self.step for record in history)
+        if self.accelerator.is_main_process and self.log is not None and not done:
             with torch.random.fork_rng():
                 self.metrics = evaluate(
                     self.model, self.val_data, heads=(main_head(self.config),), limit=self.options.eval_images,
@@ -334,10 +352,9 @@ class _Run:
         self.wrapped.train()
 
     def _finish(self) -> None:
-        """The last evaluation, unless an earlier process of this run has done it."""
-        history = self.log.history if self.log else []
-        if not any("metrics" in record and record["step"] == self.step for record in history):
-            self._evaluate()
+        """The last evaluation."""
+        self._evaluate()
+        self._observe()
         if self.accelerator.is_main_process:
             record = read_run(self.out) or {}
             write_run(self.out, {**record, "finished": True, "steps": self.step, "seconds": round(self.seconds(), 1)})

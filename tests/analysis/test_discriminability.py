@@ -13,9 +13,12 @@ from codetr_lab.analysis import (
     AnalysisError,
     MeanCurve,
     discriminability,
+    foreground,
     foreground_from_boxes,
     foreground_from_masks,
     iof_iob_curve,
+    near_both_ends,
+    near_one,
 )
 from codetr_lab.structures import ImageBatch, Trace
 
@@ -264,3 +267,39 @@ def test_a_trace_is_added_image_by_image_without_its_padding():
     assert mean.mean_area() == by_hand.mean_area()
     with pytest.raises(AnalysisError, match="has no targets"):
         mean.add_trace(_trace(batch, memory, None))
+
+
+def test_pooled_pixels_weigh_images_by_their_pixels():
+    small, large = torch.tensor([0.2, 0.9]), torch.tensor([0.3, 0.3, 0.8, 0.1])
+    pooled, mean = MeanCurve(near_both_ends(), pooled=True), MeanCurve(near_both_ends())
+    for curve in (pooled, mean):
+        curve.add(small, mask(0, 1))
+        curve.add(large, mask(1, 1, 1, 0))
+    whole = MeanCurve(near_both_ends())
+    whole.add(torch.cat([small, large]), mask(0, 1, 1, 1, 1, 0))
+    assert torch.allclose(pooled.curve().iof, whole.curve().iof)
+    assert torch.allclose(pooled.curve().iob, whole.curve().iob)
+    assert not torch.allclose(mean.curve().iof, whole.curve().iof)
+
+
+def test_masks_are_foreground_where_there_are_any():
+    masks = torch.zeros(1, 3, 3, dtype=torch.bool)
+    masks[0, 1, 1] = True
+    target = {"boxes": torch.tensor([[0.0, 0.0, 2.0, 2.0]]), "labels": torch.tensor([0]), "masks": masks}
+    assert foreground(target, (4, 5)).sum() == 4
+    assert foreground(target, (4, 5), masks=True).nonzero().tolist() == [[1, 1]]
+    del target["masks"]
+    assert foreground(target, (4, 5), masks=True).sum() == 4
+
+
+def test_the_curve_is_read_off_at_any_background_share():
+    curve = iof_iob_curve(torch.tensor([0.1, 0.2, 0.3, 0.4]), mask(0, 1, 0, 1))
+    # IoB reaches 1/2 above 0.1, where both objects' pixels still lie above, and 1 above 0.3
+    assert curve.at(torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0])).tolist() == [1, 1, 1, 0.5, 0.5]
+
+
+def test_thresholds_are_dense_where_scores_are():
+    low, high = near_both_ends(), near_one()
+    assert (low.diff() > 0).all() and (high.diff() > 0).all()
+    assert low[:2].max() < 1.1e-5 and torch.allclose(low + low.flip(0), torch.ones(1024, dtype=torch.float64))
+    assert high[0] == 0 and 1 - high[-1] < 1.1e-5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -65,3 +66,18 @@ def test_crowd_is_no_object_and_no_objects_give_nan():
 def test_a_trace_without_targets_is_refused():
     with pytest.raises(AnalysisError, match="has no targets"):
         positives_per_object(trace(None, [], {}))
+
+
+def test_objects_count_by_their_size_in_the_file():
+    truth = target(3, crowd=1)
+    truth["boxes"] = torch.tensor([[0.0, 0.0, 90.0, 90.0], [0.0, 0.0, 60.0, 60.0], [0.0, 0.0, 80.0, 80.0]])
+    made = trace([truth], [assignment(truth, [1, 2])], {"atss": [assignment(truth, [1, 1, 1, 2])]})
+    counter = PositivesCounter()
+    counter.add(made)
+    assert counter.by_size()["atss"]["medium"] == 2  # the crowd is no object
+    assert math.isnan(counter.by_size()["atss"]["small"])
+    # the same image at twice its size in the file: 120 x 120 and 160 x 160 pixels
+    halved = PositivesCounter()
+    halved.add(dataclasses.replace(made, batch=dataclasses.replace(made.batch, scales=((0.5, 0.5),))))
+    assert halved.by_size()["atss"]["large"] == 2
+    assert halved.result() == counter.result() == {"original": 1.0, "atss": 2.0}

@@ -201,6 +201,43 @@ def test_evaluation_changes_nothing_and_is_recorded(data: Shapes, tmp_path: Path
     assert result.seconds > 0
 
 
+def test_a_run_stopped_at_an_evaluation_makes_up_for_it(
+    data: Shapes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stop comes in step 4, whose evaluation was due; before, the resumed run went on without it."""
+    options = dataclasses.replace(QUIET, eval_every=2, eval_images=2)
+    val = Shapes("val", images=2, size=64)
+    expected = train(tiny(), data, val, tmp_path / "whole", options)
+    with monkeypatch.context() as patch:
+        interrupt(patch, 4, signal.SIGTERM)
+        with pytest.raises(Stopped, match="after step 4 of 6"):
+            train(tiny(), data, val, tmp_path / "run", options)
+    assert [r["step"] for r in read_metrics(tmp_path / "run") if "metrics" in r] == [2]
+    resumed = train(tiny(), data, val, tmp_path / "run", dataclasses.replace(options, resume=True))
+    found, wanted = ([r for r in result.history if "metrics" in r] for result in (resumed, expected))
+    assert [r["step"] for r in found] == [2, 4, 6]
+    assert [r["metrics"] for r in found] == [r["metrics"] for r in wanted]
+    assert_same(states(resumed), states(expected))
+
+
+def test_observers_see_every_step_and_disturb_nothing(data: Shapes, tmp_path: Path) -> None:
+    from codetr_lab.data.transforms import batches
+
+    seen: list[int] = []
+
+    def observe(model: CoDETR, step: int) -> None:
+        seen.append(step)
+        torch.rand(3)
+        stream = batches(
+            data, model.config.image, model.config.recipe, batch_size=2, seed=0, epoch=0, train=False
+        )  # fmt: skip
+        model.trace(*next(stream))
+
+    observed = train(tiny("lab_co_k2"), data, None, tmp_path / "observed", QUIET, observers=[observe])
+    assert seen == [0, 1, 2, 3, 4, 5, 6]
+    assert_same(states(observed), states(run(tmp_path / "plain", data, tiny("lab_co_k2"))))
+
+
 def test_a_folder_that_holds_a_run_is_left_alone(whole: TrainResult, data: Shapes, tmp_path: Path) -> None:
     before = (whole.out / "model.safetensors").read_bytes()
     with pytest.raises(TrainingError, match=r"already holds a run \(started .*add --resume .* or choose another --out"):

@@ -108,10 +108,15 @@ class ATSSHead(nn.Module):
             atss(anchors.candidates(image), target, top_k=self.config.atss.top_k)
             for image, target in enumerate(targets)
         ]
-        losses = self._losses(self(pyramid), anchors, assignments) if self.config.aux_losses else {}
+        outputs = self(pyramid) if self.config.aux_losses else None
+        losses = self._losses(outputs, anchors, assignments) if outputs else {}
         wanted = self.config.customized_queries
         positives = self._positives(tokens(pyramid), assignments, generator) if wanted else []
-        return HeadOutput(self.name, assignments, positives=positives, losses=losses)
+        logits = (
+            [x[a.positive, a.labels[a.positive]] for x, a in zip(outputs[0], assignments, strict=True)]
+            if outputs else []
+        )  # fmt: skip
+        return HeadOutput(self.name, assignments, positives=positives, losses=losses, positive_logits=logits)
 
     @torch.no_grad()
     def predict(self, pyramid: Sequence[Tensor], batch: ImageBatch) -> list[Detections]:

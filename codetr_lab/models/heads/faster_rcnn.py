@@ -137,10 +137,15 @@ class FasterRCNNHead(nn.Module):
             assignments.append(assignment)
         rois = [a.candidates.boxes[draw.both()] for a, draw in zip(assignments, drawn, strict=True)]
         features = self.roi_features(pyramid, rois)
-        losses |= self._roi_losses(*self.roi(features), torch.cat(rois), drawn, assignments)
+        outputs = self.roi(features)
+        losses |= self._roi_losses(*outputs, torch.cat(rois), drawn, assignments)
         wanted = self.config.customized_queries
         positives = self._positives(features.mean((2, 3)), drawn, assignments, generator) if wanted else []
-        return HeadOutput(self.name, assignments, {"rpn": rpn}, positives, losses)
+        logits = [
+            x[torch.arange(len(draw.positive)), a.labels[draw.positive]]
+            for x, draw, a in zip(outputs[0].split([len(roi) for roi in rois]), drawn, assignments, strict=True)
+        ]
+        return HeadOutput(self.name, assignments, {"rpn": rpn}, positives, losses, positive_logits=logits)
 
     @torch.no_grad()
     def predict(self, pyramid: Sequence[Tensor], batch: ImageBatch) -> list[Detections]:
