@@ -195,18 +195,6 @@ def load(source: str | Path) -> CoDETR:
     return load_model(locate(source))
 
 
-def class_dependent(config: CoDETRConfig) -> set[str]:
-    """The keys of the tensors whose shape depends on the number of classes."""
-    with torch.random.fork_rng(devices=[]):
-        few, more = (
-            build_model(
-                override(config, classes=(), num_classes=n, **{"backbone.pretrained": False, "backbone.weights": None})
-            ).state_dict()
-            for n in (config.num_classes, config.num_classes + 1)
-        )
-    return {key for key in few if few[key].shape != more[key].shape}
-
-
 def initialise(model: CoDETR, source: str | Path) -> list[str]:
     """Fill `model` with the weights of a trained one, for fine-tuning.
 
@@ -218,6 +206,8 @@ def initialise(model: CoDETR, source: str | Path) -> list[str]:
     Raises:
         CheckpointError, ConfigError: as `load`; or the two models differ in more than their classes.
     """
+    from codetr_lab.models.meta import class_dependent
+
     folder = locate(source)
     weights, own = read_weights(folder), model.state_dict()
     fresh = class_dependent(model.config) if read_config(folder).classes != model.config.classes else set()

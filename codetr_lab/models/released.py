@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import pickle
+import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from codetr_lab.models.codetr import CoDETR
+from codetr_lab.models.foreign import CheckpointError, read_checkpoint, released_names
+from codetr_lab.models.meta import class_dependent
 
+logger = logging.getLogger(__name__)
 
-class CheckpointError(ValueError):
-    """Weights that do not fit; the message names the first differing keys."""
+STRUCTURAL = re.compile(r"(^|\.)(num_batches_tracked|relative_position_index|freqs_(cos|sin)|fed_loss_weight)$")
+"""Buffers that follow from the shape (or, LVIS's class weights, from the data): ignored, present or absent."""
 
 
 _ATTENTION = r"(sampling_offsets|attention_weights|value_proj|output_proj)\.(weight|bias)"
@@ -82,38 +85,66 @@ def _released_head_key(name: str, rest: str, model: CoDETR) -> str:
     return f"roi_head.{number}.bbox_head.{rest}"
 
 
-def load_released(model: CoDETR, source: str | Path | Mapping[str, Tensor]) -> CoDETR:
+def load_released(model: CoDETR, source: str | Path | Mapping[str, Tensor], *, reset_classes: bool = False) -> CoDETR:
     """Load a released checkpoint (a `.pth` file or its `state_dict`) into `model`, in place; returns it.
 
+    Args:
+        reset_classes: the layers that depend on the number of classes keep `model`'s own (random) weights, for training
+            on other classes; a warning of this module's logger lists them.
+
     Raises:
-        CheckpointError: not a checkpoint, or keys are missing, left over or of another shape; names the first of them.
+        CheckpointError: not a checkpoint, or keys are missing, left over or of another shape; names the first of them,
+            and the preset that fits. The model is then unchanged.
     """
-    state = _read(source) if isinstance(source, str | Path) else dict(source)
+    try:
+        names = {key: released_key(key, model) for key in model.state_dict()}
+    except KeyError as error:
+        raise CheckpointError(f"the release has no {error.args[0]}, so none of its files fits this model") from None
+    state = read_checkpoint(source) if isinstance(source, str | Path) else source
+    state = released_names(state, names.values())
+    fresh = class_dependent(model.config) if reset_classes else set()
+    found, misfits = fitting(model, state, names, fresh)
+    if misfits:
+        from codetr_lab.models.nearest import nearest_preset
+
+        raise CheckpointError(f"checkpoint does not fit {model.config.preset}: {misfits}; {nearest_preset(state)}")
+    model.load_state_dict(found, strict=False)
+    if fresh:
+        logger.warning("started afresh, since their shape depends on the classes: %s", ", ".join(sorted(fresh)))
+    return model
+
+
+def fitting(
+    model: CoDETR, state: Mapping[str, Tensor], names: Mapping[str, str], fresh: Collection[str] = ()
+) -> tuple[dict[str, Tensor], str]:
+    """The tensors of a released `state` under our keys, and what keeps it from fitting, in words (empty if nothing).
+
+    Args:
+        names: released key by our key. `fresh`: our keys that the state need not hold.
+    """
     ours: dict[str, Tensor] = {}
-    used: set[str] = set()
     missing, misshapen = [], []
     for key, value in model.state_dict().items():
-        name = released_key(key, model)
+        name = names[key]
+        if key in fresh or STRUCTURAL.search(name):
+            continue
         if name not in state:
-            if not key.endswith("num_batches_tracked"):
-                missing.append(name)
+            missing.append(name)
             continue
         found = state[name]
         if name.endswith("head_pos_embed.weight"):
             found = found[_head_index(key.split(".")[1], model)]
         if found.shape != value.shape:
             misshapen.append(f"{name} {tuple(found.shape)} instead of {tuple(value.shape)}")
-        used.add(name)
         ours[key] = found
-    left = [name for name in state if name not in used and not name.endswith("num_batches_tracked")]
-    for problem, names in (("another shape", misshapen), ("missing", missing), ("left over", left)):
-        if names:
-            raise CheckpointError(
-                f"checkpoint does not fit {model.config.preset}: {len(names)} keys {problem}, "
-                f"first {', '.join(names[:3])}"
-            )
-    model.load_state_dict(ours, strict=False)
-    return model
+    known = set(names.values())
+    left = [name for name in state if name not in known and not STRUCTURAL.search(name)]
+    problems = [
+        f"{len(keys)} keys {problem}, first {', '.join(keys[:3])}"
+        for problem, keys in (("of another shape", misshapen), ("missing", missing), ("left over", left))
+        if keys
+    ]
+    return ours, "; ".join(problems)
 
 
 def to_released(model: CoDETR) -> dict[str, Tensor]:
@@ -129,19 +160,4 @@ def to_released(model: CoDETR) -> dict[str, Tensor]:
     if scalars:
         stacked = torch.stack([scalars[index] for index in sorted(scalars)])
         state["query_head.transformer.head_pos_embed.weight"] = stacked
-    return state
-
-
-def _read(path: str | Path) -> dict[str, Tensor]:
-    path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"there is no checkpoint {path}")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        reason = (str(error).splitlines() or ["it is empty"])[0]
-        raise CheckpointError(f"{path} is not a checkpoint that can be read safely: {reason}") from error
-    state = content.get("state_dict", content) if isinstance(content, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise CheckpointError(f"{path} holds no state_dict")
     return state
