@@ -1,25 +1,45 @@
 """Plotly figures from plain data: arrays and the nouns of `codetr_lab.structures`.
 
-Nothing here runs a model. Figures are ordinary `plotly.graph_objects.Figure`s: `figure.show()` in a notebook,
-`figure.write_html(path)` for a page that opens anywhere.
+Nothing here runs a model, except the notebook explorers, which trace the one that they are given. Figures are ordinary
+`plotly.graph_objects.Figure`s: `figure.show()` in a notebook, `save_html(figure, path)` for a page that opens anywhere.
 """
 
 from codetr_lab.viz.assignment import assignment_figure
 from codetr_lab.viz.charts import curves_figure, positives_bar
 from codetr_lab.viz.colors import HEAD_COLORS, head_color, head_title
 from codetr_lab.viz.detections import detection_figure, detections_figure
+from codetr_lab.viz.export import save_html, save_png
+from codetr_lab.viz.flow import flow_figure
 from codetr_lab.viz.image import image_figure, object_names, side_by_side
+from codetr_lab.viz.queries import query_figure, sampling_figure
+from codetr_lab.viz.relation import bars_figure, relation_figure
+from codetr_lab.viz.score_map import iof_iob_figure, mask_figure, score_map_figure
+from codetr_lab.viz.training import losses_figure, metrics_figure
+from codetr_lab.viz.verdicts import verdict_figure
 
 __all__ = [
     "HEAD_COLORS",
     "assignment_figure",
+    "bars_figure",
     "curves_figure",
     "detection_figure",
     "detections_figure",
+    "flow_figure",
     "head_color",
     "head_title",
     "image_figure",
+    "iof_iob_figure",
+    "losses_figure",
+    "mask_figure",
+    "metrics_figure",
     "object_names",
     "positives_bar",
+    "query_figure",
+    "relation_figure",
+    "sampling_figure",
+    "save_html",
+    "save_png",
+    "score_map_figure",
     "side_by_side",
+    "verdict_figure",
 ]

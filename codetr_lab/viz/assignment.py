@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from codetr_lab import boxes as box_ops
 from codetr_lab.structures import Assignment
 from codetr_lab.viz import colors
-from codetr_lab.viz.image import WEBGL_FROM, Marks, add_boxes, add_ground_truth, centres, image_figure
+from codetr_lab.viz.image import WEBGL_FROM, Marks, add_boxes, add_ground_truth, centres, fit_legend, image_figure
 
 COLUMNS = ("candidate", "stride", "iou", "object", "threshold", "score")
 """What every marker of `assignment_figure` carries as `customdata`; NaN where there is none."""
@@ -201,4 +201,4 @@ def assignment_figure(
         ring = {"symbol": "circle-open", "size": 18, "color": colors.SELECTED, "line": {"width": 3}}
         x, y = centres(box)
         figure.add_trace(go.Scatter(x=x, y=y, mode="markers", marker=ring, hoverinfo="skip", showlegend=False))
-    return figure
+    return fit_legend(figure)

@@ -10,11 +10,11 @@ from codetr_lab.viz import colors
 from codetr_lab.viz.image import FONT
 
 
-def _styled(figure: go.Figure, x_title: str, y_title: str, title: str, height: int) -> go.Figure:
+def styled(figure: go.Figure, x_title: str, y_title: str, title: str, height: int) -> go.Figure:
     """The look that all charts share."""
     axis = {"gridcolor": colors.GRID, "zerolinecolor": colors.GRID, "linecolor": colors.GRID, "automargin": True}
-    figure.update_xaxes(title=x_title, **axis)
-    figure.update_yaxes(title=y_title, **axis)
+    figure.update_xaxes(title={"text": x_title, "standoff": 8}, **axis)
+    figure.update_yaxes(title={"text": y_title, "standoff": 8}, **axis)
     figure.update_layout(
         title={"text": title, "x": 0, "xanchor": "left", "font": {"size": 16}},
         font={"family": FONT, "size": 13, "color": colors.TEXT},
@@ -53,7 +53,7 @@ def positives_bar(counts: Mapping[str, Sequence[int]], objects: Sequence[str], t
             )
         )  # fmt: skip
     figure.update_layout(barmode="group", bargap=0.25, bargroupgap=0.05)
-    return _styled(figure, "object", "positives", title, 300)
+    return styled(figure, "object", "positives", title, 300)
 
 
 def curves_figure(
@@ -62,6 +62,7 @@ def curves_figure(
     y_title: str,
     *,
     line_colors: Mapping[str, str] | None = None,
+    dashes: Mapping[str, str] | None = None,
     title: str = "",
 ) -> go.Figure:
     """Curves by name, for example losses over steps or AP over epochs.
@@ -71,19 +72,22 @@ def curves_figure(
         x_title: with its unit.
         y_title: with its unit.
         line_colors: `#RRGGBB` per name; the palette in order for the names it leaves out.
+        dashes: Plotly's dash per name; solid, then others where the palette repeats, for the names it leaves out.
         title: one line above the curves.
 
     Raises:
         ValueError: a curve with different numbers of x and y.
     """
     palette = list(colors.HEAD_COLORS.values())
-    dashes = ("solid", "dash", "dot", "dashdot")
-    figure = go.Figure()
+    patterns = ("solid", "dash", "dot", "dashdot")
+    traces = []
     for i, (name, (x, y)) in enumerate(curves.items()):
         if len(x) != len(y):
             raise ValueError(f"curve {name!r}: {len(x)} x values for {len(y)} y values")
         color = (line_colors or {}).get(name, palette[i % len(palette)])
-        line = {"color": color, "width": 2.5, "dash": dashes[i // len(palette) % len(dashes)]}
-        figure.add_trace(go.Scatter(x=x, y=y, mode="lines", line=line, name=name))
-    figure.update_layout(hovermode="x unified")
-    return _styled(figure, x_title, y_title, title, 360)
+        dash = (dashes or {}).get(name, patterns[i // len(palette) % len(patterns)])
+        line = {"color": color, "width": 2.5, "dash": dash}
+        mode = "lines" if len(x) > 1 else "markers"
+        traces.append(go.Scatter(x=list(x), y=list(y), mode=mode, line=line, name=name, marker={"color": color}))
+    figure = go.Figure(traces, layout={"hovermode": "x unified"})
+    return styled(figure, x_title, y_title, title, 360)

@@ -9,7 +9,16 @@ import plotly.graph_objects as go
 
 from codetr_lab.structures import Detections, Target
 from codetr_lab.viz import colors
-from codetr_lab.viz.image import Marks, add_boxes, add_ground_truth, add_labels, centres, image_figure, side_by_side
+from codetr_lab.viz.image import (
+    Marks,
+    add_boxes,
+    add_ground_truth,
+    add_labels,
+    centres,
+    fit_legend,
+    image_figure,
+    side_by_side,
+)
 
 _MOST_LABELS = 30
 _HOVER = "<b>%{text}</b><br>score %{customdata[1]:.3f}<br>source %{customdata[0]:.0f}<extra></extra>"
@@ -57,7 +66,7 @@ def detection_figure(
                 hovertemplate=_HOVER,
             )
         )  # fmt: skip
-    return figure
+    return fit_legend(figure)
 
 
 def detections_figure(

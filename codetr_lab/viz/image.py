@@ -19,6 +19,8 @@ FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif"
 WEBGL_FROM = 2000
 """Points from which a trace is drawn by WebGL; fewer are crisper as SVG."""
 _LEGEND_SPACE = 64
+_LEGEND_ROW, _LEGEND_ENTRY, _LEGEND_LETTER = 27, 42, 7.0
+"""Pixels of a legend: one row, one entry without its words, one letter."""
 _TITLE_SPACE = 34
 _PANEL_WIDTH = 380
 
@@ -87,6 +89,21 @@ def image_figure(image: np.ndarray, title: str = "") -> go.Figure:
     }  # fmt: skip
     # In one go: Plotly checks the whole figure again at every `update_...`.
     return go.Figure(layout=layout)
+
+
+def fit_legend(figure: go.Figure) -> go.Figure:
+    """Make room below an image for as many rows as its legend will take, so that the image keeps its size."""
+    names = [t.name for t in figure.data if t.showlegend is not False and t.name]
+    width, rows, used = figure.layout.width or _PANEL_WIDTH, 1, 0.0
+    for name in names:
+        needed = _LEGEND_ENTRY + _LEGEND_LETTER * len(name)
+        if used and used + needed > width:
+            rows, used = rows + 1, 0.0
+        used += needed
+    margin = figure.layout.margin
+    bottom = _LEGEND_ROW * rows + 10
+    figure.update_layout(margin_b=bottom, height=figure.layout.height - margin.b + bottom)
+    return figure
 
 
 def outline(boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

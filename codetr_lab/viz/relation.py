@@ -1,0 +1,56 @@
+"""How far heads are from one another (Eq. 9; supplement, Fig. 1 and 2), and queries from one another (Fig. 7b)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import plotly.graph_objects as go
+
+from codetr_lab.viz import colors
+from codetr_lab.viz.charts import styled
+
+
+def relation_figure(matrix: np.ndarray, heads: Sequence[str], *, unit: str = "distance", title: str = "") -> go.Figure:
+    """The matrix of distances between heads; the darker, the further apart their views of the same images.
+
+    Args:
+        matrix: (K,K) distances; NaN is left blank.
+        heads: the K heads' names.
+        unit: what the numbers are.
+        title: one line above.
+
+    Raises:
+        ValueError: the matrix does not fit the heads.
+    """
+    matrix = np.asarray(matrix, dtype=np.float64)
+    if matrix.shape != (len(heads), len(heads)):
+        raise ValueError(f"a matrix of shape {matrix.shape} for {len(heads)} heads")
+    names = [colors.head_title(head) for head in heads]
+    text = [["" if np.isnan(v) else f"{v:.3g}" for v in row] for row in matrix]
+    figure = go.Figure(
+        go.Heatmap(
+            z=matrix, x=names, y=names, text=text, texttemplate="%{text}", colorscale="Blues", xgap=2, ygap=2,
+            zmin=0, colorbar={"title": {"text": unit, "side": "right"}, "thickness": 12, "outlinewidth": 0},
+            hovertemplate=f"%{{y}} and %{{x}}: {unit} %{{z:.4f}}<extra></extra>",
+        )
+    )  # fmt: skip
+    styled(figure, "", "", title, 320)
+    figure.update_xaxes(showgrid=False)
+    figure.update_yaxes(showgrid=False, autorange="reversed")
+    return figure
+
+
+def bars_figure(
+    values: Mapping[str, float], y_title: str, *, bar_colors: Mapping[str, str] | None = None, title: str = ""
+) -> go.Figure:
+    """One bar per name with its number above, for example the distances between kinds of queries."""
+    shades = [(bar_colors or {}).get(name, colors.head_color("original")) for name in values]
+    figure = go.Figure(
+        go.Bar(
+            x=list(values), y=list(values.values()), marker={"color": shades}, cliponaxis=False,
+            text=[f"{v:.3g}" for v in values.values()], textposition="outside",
+            hovertemplate="%{x}: %{y:.4f}<extra></extra>",
+        )
+    )  # fmt: skip
+    return styled(figure, "", y_title, title, 300)

@@ -1,0 +1,76 @@
+"""The flow chart tells the model's own numbers; training curves are the records'; relations are the matrix."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from codetr_lab.models.presets import create_model, preset
+from codetr_lab.viz import bars_figure, colors, flow_figure, losses_figure, metrics_figure, relation_figure
+from codetr_lab.viz.flow import count, model_parts
+from codetr_lab.viz.training import loss_curves
+
+RECORDS = [
+    {"step": 10, "losses": {"decoder.original.0.class": 2.0, "decoder.original.1.class": 1.0, "aux.atss.box": 4.0}},
+    {"step": 10, "metrics": {"detr": {"AP": 0.1, "AP50": None}}},
+    {"step": 20, "losses": {"decoder.original.0.class": 1.0, "decoder.original.1.class": 0.5, "aux.atss.box": None,
+                            "decoder.atss.0.class": 1.0, "encoder.class": 0.3}},
+    {"step": 20, "metrics": {"detr": {"AP": 0.2, "AP50": 0.5}}},
+]  # fmt: skip
+
+
+def test_flow_names_every_part_with_its_parameters() -> None:
+    model = create_model("lab_co_k2")
+    parameters = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
+    parameters |= {f"heads.{n}": sum(p.numel() for p in h.parameters()) for n, h in model.heads.items()}
+    figure = flow_figure(model.config, parameters, model.strides)
+    text = " ".join(note.text for note in figure.layout.annotations)
+    for number in (parameters["encoder"], parameters["heads.atss"], parameters["decoder"]):
+        assert f"{count(number)} parameters" in text
+    assert "336 tokens" in text and "50 original" in text and "9 to 80" in text
+    assert sum(1 for shape in figure.layout.shapes if shape.line.dash == "dash") == 8
+
+
+def test_flow_of_other_models() -> None:
+    baseline, arrows = model_parts(preset("lab_baseline"), {}, (8, 16, 32, 64), (128, 128))
+    assert list(baseline) == ["image", "backbone", "neck", "encoder", "selection", "queries", "decoder", "loss"]
+    assert ("encoder", "selection") in arrows
+    twice, _ = model_parts(preset("lab_co_k1", aux_heads=("atss", "atss")), {}, (8, 16, 32, 64), (128, 128))
+    assert {"atss", "atss_2", "queries.atss_2"} <= set(twice)
+    dense, _ = model_parts(preset("lab_co_k1", **{"transformer.decoder_layers": 0}), {}, (8, 16, 32, 64), (128, 128))
+    assert list(dense) == ["image", "backbone", "neck", "encoder", "pyramid", "atss"]
+    assert not dense["atss"].training
+
+
+@pytest.mark.parametrize(("number", "words"), [(12, "12"), (712_345, "712 k"), (47_300_000, "47.3 M")])
+def test_parameters_for_people(number: int, words: str) -> None:
+    assert count(number) == words
+
+
+def test_losses_are_summed_by_part() -> None:
+    curves = loss_curves(RECORDS)
+    assert curves["decoder original"] == ([10, 20], [3.0, 1.5])
+    assert curves["decoder atss"] == ([20], [1.0])
+    assert np.isnan(curves["head atss"][1][1])
+    figure = losses_figure(RECORDS)
+    styles = {trace.name: (trace.line.color, trace.line.dash) for trace in figure.data}
+    assert styles["decoder, original queries"] == (colors.head_color("original"), "solid")
+    assert styles["ATSS head"] == (colors.head_color("atss"), "dash")
+    assert figure.layout.yaxis.type == "log"
+
+
+def test_metrics_over_steps() -> None:
+    (trace,) = metrics_figure(RECORDS, "AP").data
+    assert (trace.name, list(trace.x), list(trace.y)) == ("DETR decoder", [10, 20], [0.1, 0.2])
+    assert list(metrics_figure(RECORDS, "AP50").data[0].y) == [0.5]
+    assert not metrics_figure([]).data
+
+
+def test_relations_are_the_matrix() -> None:
+    matrix = np.array([[0, 0.25], [0.25, np.nan]])
+    (heat,) = relation_figure(matrix, ["atss", "faster_rcnn"]).data
+    assert [list(row) for row in heat.text] == [["0", "0.25"], ["0.25", ""]]
+    assert list(heat.x) == ["ATSS", "Faster R-CNN"]
+    with pytest.raises(ValueError, match=r"shape \(2, 2\) for 1 heads"):
+        relation_figure(matrix, ["atss"])
+    assert list(bars_figure({"a": 1.5}, "distance").data[0].y) == [1.5]
