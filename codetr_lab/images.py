@@ -20,6 +20,7 @@ from codetr_lab.structures import Size
 
 ImageSource = str | os.PathLike[str] | Image.Image | NDArray[np.generic]
 MAX_PIXELS = 100_000_000
+SQUARE_GREY = 114
 
 # What Pillow's decoders raise on damaged files, besides OSError.
 _DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error)
@@ -164,6 +165,13 @@ def resize(image: NDArray[np.uint8], size: Size) -> NDArray[np.uint8]:
     return pixels[0].add_(0.5).to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
 
 
+def pad_square(image: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+    """(H,W,3) uint8 to (side,side,3), grey at the right and bottom, as the release pads for large-scale jitter."""
+    padded = np.full((side, side, 3), SQUARE_GREY, np.uint8)
+    padded[: image.shape[0], : image.shape[1]] = image
+    return padded
+
+
 def normalise(image: NDArray[np.uint8], config: ImageConfig) -> Tensor:
     """(H,W,3) uint8 RGB to (3,H,W) float32, mean subtracted and divided by the standard deviation."""
     pixels = torch.from_numpy(image.transpose(2, 0, 1).copy()).float()
@@ -176,7 +184,7 @@ class PreparedImage:
     """An image as the model reads it.
 
     Attributes:
-        pixels: (3,h,w) float32, resized and normalised.
+        pixels: (3,h,w) float32, resized, padded to the square where the configuration says so, normalised.
         original_size: (height, width) before resizing.
         scale: (x, y), resized over original; the two differ by rounding.
     """
@@ -190,5 +198,7 @@ def prepare(image: NDArray[np.uint8], config: ImageConfig) -> PreparedImage:
     """(H,W,3) uint8 RGB, as `load_image` gives it, resized and normalised for evaluation."""
     height, width = image.shape[:2]
     new_height, new_width = resized_size(height, width, config.short, config.long)
-    pixels = normalise(resize(image, (new_height, new_width)), config)
-    return PreparedImage(pixels, (height, width), (new_width / width, new_height / height))
+    resized = resize(image, (new_height, new_width))
+    if config.square:
+        resized = pad_square(resized, config.long)
+    return PreparedImage(normalise(resized, config), (height, width), (new_width / width, new_height / height))

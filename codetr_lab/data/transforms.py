@@ -1,4 +1,4 @@
-"""From a data set to batches: flip and resize, seeded by (seed, epoch, index), and padded together."""
+"""From a data set to batches: images augmented, seeded by (seed, epoch, index), and padded together."""
 
 from __future__ import annotations
 
@@ -8,17 +8,14 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from codetr_lab.data import augment
 from codetr_lab.data.dataset import DetectionDataset
-from codetr_lab.images import normalise, prepare, resize, resized_size
+from codetr_lab.images import normalise
 from codetr_lab.models.config import ImageConfig, RecipeConfig
 from codetr_lab.structures import ImageBatch, Size, Target
-
-SMALLEST_SIDE = 1.0
-"""Pixels; an object with a shorter side after resizing cannot be learnt and is dropped."""
 
 Batch = tuple[ImageBatch, list[Target]]
 
@@ -50,55 +47,47 @@ def training_sample(
     epoch: int,
     masks: bool = False,
 ) -> Sample:
-    """An image resized to one of `recipe.short_sides` and flipped with probability `recipe.flip`.
+    """An image augmented as the recipe says (see `RecipeConfig`).
 
     What is drawn depends on (seed, epoch, index) only.
+
+    Raises:
+        DataError: copy-paste of an image without masks.
     """
     rng = np.random.default_rng((seed, epoch, index + 1))
-    short = recipe.short_sides[int(rng.integers(len(recipe.short_sides)))]
-    flip = rng.random() < recipe.flip
-    image = dataset.image(index)
-    height, width = image.shape[:2]
-    new_height, new_width = resized_size(height, width, short, image_config.long)
-    pixels = normalise(resize(image, (new_height, new_width)), image_config)
-    scale = (new_width / width, new_height / height)
-    target = _fit(dataset.target(index, masks=masks), (new_height, new_width), scale)
-    if flip:
-        pixels = pixels.flip(-1)
-        x0, y0, x1, y1 = target["boxes"].unbind(-1)
-        target["boxes"] = torch.stack([new_width - x1, y0, new_width - x0, y1], -1)
-        if "masks" in target:
-            target["masks"] = target["masks"].flip(-1)
-    return Sample(pixels, target, (height, width), scale)
+    picture = _picture(dataset, index, masks=masks or recipe.copy_paste)
+    original_size = picture.size
+    if recipe.jitter is None:
+        picture = augment.multiscale(picture, image_config, recipe, rng)
+    else:
+        picture = augment.jittered(picture, image_config, recipe, rng)
+    if recipe.copy_paste:
+        other = _picture(dataset, int(rng.integers(len(dataset))), masks=True)
+        picture = augment.pasted(picture, augment.jittered(other, image_config, recipe, rng), rng)
+    sample = _finished(picture, image_config, original_size)
+    if not masks:
+        sample.target.pop("masks", None)
+    return sample
 
 
 def evaluation_sample(
     dataset: DetectionDataset, index: int, image_config: ImageConfig, *, masks: bool = False
 ) -> Sample:
     """An image resized to `image_config.short`, unflipped."""
-    prepared = prepare(dataset.image(index), image_config)
-    height, width = prepared.pixels.shape[1:]
-    target = _fit(dataset.target(index, masks=masks), (height, width), prepared.scale)
-    return Sample(prepared.pixels, target, prepared.original_size, prepared.scale)
+    picture = _picture(dataset, index, masks=masks)
+    resized = augment.resized(picture, image_config.short, image_config.long)
+    return _finished(resized, image_config, picture.size)
 
 
-def _fit(target: Target, size: Size, scale: tuple[float, float]) -> Target:
-    """The target in a resized image of `size`, without crowd regions and objects that are no longer there."""
-    boxes = target["boxes"]
-    if scale != (1.0, 1.0):
-        height, width = size
-        boxes = boxes * boxes.new_tensor([*scale, *scale])
-        boxes = torch.minimum(boxes, boxes.new_tensor([width, height, width, height]))
-    fitted = {**target, "boxes": boxes}
-    if scale != (1.0, 1.0):
-        fitted["area"] = target["area"] * (scale[0] * scale[1])
-    keep = ((boxes[:, 2:] - boxes[:, :2]) >= SMALLEST_SIDE).all(1) & ~target["iscrowd"]
-    if not keep.all():
-        fitted = {name: value if name == "image_id" else value[keep] for name, value in fitted.items()}
-    if "masks" in fitted and fitted["masks"].shape[1:] != size:
-        masks = fitted["masks"][:, None].float()
-        fitted["masks"] = F.interpolate(masks, size=size, mode="nearest-exact")[:, 0] > 0.5
-    return fitted
+def _picture(dataset: DetectionDataset, index: int, *, masks: bool) -> augment.Picture:
+    return augment.Picture(dataset.image(index), dataset.target(index, masks=masks))
+
+
+def _finished(picture: augment.Picture, image_config: ImageConfig, original_size: Size) -> Sample:
+    """Padded to the square where the configuration says so, and normalised."""
+    if image_config.square:
+        picture = augment.squared(picture, image_config.long)
+    return Sample(normalise(picture.pixels, image_config), picture.target, original_size, picture.scale)
 
 
 def collate(samples: Sequence[Sample], divisor: int = 1) -> Batch:

@@ -26,13 +26,18 @@ def unknown(what: str, name: str, known: list[str]) -> ConfigError:
 
 @dataclass(frozen=True)
 class ImageConfig:
-    """Preprocessing. `mean`, `std` in units of 0..255 RGB; the short side goes to `short`, the long at most `long`."""
+    """Preprocessing. `mean`, `std` in units of 0..255 RGB; the short side goes to `short`, the long at most `long`.
+
+    `square` pads every image with grey to `long` x `long`, and the model takes the padding for image, without a mask,
+    as the release does for large-scale jitter ("LSJ").
+    """
 
     mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
     std: tuple[float, float, float] = (58.395, 57.12, 57.375)
     short: int = 800
     long: int = 1333
     divisor: int = 1
+    square: bool = False
 
 
 @dataclass(frozen=True)
@@ -138,7 +143,13 @@ class QueryConfig:
 
 @dataclass(frozen=True)
 class RecipeConfig:
-    """How a preset is trained. `drop_at` are shares of the schedule where the rate falls by 10 (`schedule="step"`)."""
+    """How a preset is trained. `drop_at` are shares of the schedule where the rate falls by 10 (`schedule="step"`).
+
+    Augmentation: images are resized to one of `short_sides` (the long one at most `long_side`, or the image's own
+    limit), and flipped with probability `flip`. With `crop_probability` they are first resized to one of
+    `crop_short_sides` and cropped, each side from `crop_range`. `jitter` replaces all this by large-scale jitter: a
+    scale from that range, on square images; `copy_paste` then lays objects of another image over it (needs masks).
+    """
 
     steps: int = 90000
     batch_size: int = 16
@@ -153,6 +164,16 @@ class RecipeConfig:
     drop_at: tuple[float, ...] = (11 / 12,)
     short_sides: tuple[int, ...] = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
     flip: float = 0.5
+    long_side: int | None = None
+    crop_probability: float = 0.0
+    crop_short_sides: tuple[int, ...] = (400, 500, 600)
+    crop_range: tuple[int, int] = (384, 600)
+    jitter: tuple[float, float] | None = None
+    copy_paste: bool = False
+
+    def __post_init__(self) -> None:
+        if self.copy_paste and self.jitter is None:
+            raise ConfigError("recipe.copy_paste needs recipe.jitter: both images must have one size")
 
 
 @dataclass(frozen=True)
@@ -198,6 +219,8 @@ class CoDETRConfig:
                 f"transformer.hidden_dim {self.transformer.hidden_dim} is not a multiple of its "
                 f"{self.transformer.heads} heads"
             )
+        if self.recipe.jitter is not None and not self.image.square:
+            raise ConfigError("recipe.jitter needs image.square=true: it fills squares")
 
 
 def override(config: Any, **values: Any) -> Any:
