@@ -114,7 +114,7 @@ def check_operator() -> Check:
         return Check("operator", "broken", f"deformable attention cannot be imported: {error}")
     if reason := compiled.unavailable():
         return Check("operator", "missing", f"the plain PyTorch formula runs: {reason}", "codetr build-ops")
-    return Check("operator", "ok", "deformable attention is compiled (CPU; float32, float64)")
+    return Check("operator", "ok", "deformable attention is compiled (CPU; float32, float64, bfloat16, float16)")
 
 
 def check_core() -> list[Check]:

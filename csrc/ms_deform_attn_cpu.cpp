@@ -3,6 +3,8 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
 
 #include <algorithm>
 #include <cstdlib>
@@ -10,6 +12,7 @@
 #include <limits>
 #include <new>
 #include <tuple>
+#include <type_traits>
 #include <vector>
 
 #if defined(__linux__)
@@ -50,13 +53,36 @@ const InstructionSet &instruction_set() {
   return chosen;
 }
 
-template <typename T>
-const Kernels<T> &kernels() {
-  if constexpr (std::is_same_v<T, float>) {
-    return instruction_set().single;
+// Values of 16 bits are widened; everything else is computed as stored.
+template <typename S>
+using Compute = std::conditional_t<std::is_same_v<S, double>, double, float>;
+
+template <typename S>
+const Kernels<Compute<S>> &kernels() {
+  const InstructionSet &set = instruction_set();
+  if constexpr (std::is_same_v<S, double>) {
+    return set.twice;
+  } else if constexpr (std::is_same_v<S, BFloat16>) {
+    return set.brain;
+  } else if constexpr (std::is_same_v<S, Half>) {
+    return set.half;
   } else {
-    return instruction_set().twice;
+    return set.single;
   }
+}
+
+bool is_narrow(ScalarType type) { return type == ScalarType::BFloat16 || type == ScalarType::Half; }
+
+// The type that values of `type` are computed in.
+ScalarType computed_as(ScalarType type) { return is_narrow(type) ? ScalarType::Float : type; }
+
+// Calls `work` with a value of the C++ type that stands for `type`.
+template <typename Work>
+void by_type(ScalarType type, const Work &work) {
+  if (type == ScalarType::Double) return work(double{});
+  if (type == ScalarType::BFloat16) return work(BFloat16{});
+  if (type == ScalarType::Half) return work(Half{});
+  work(float{});
 }
 
 Tensor dense(const Tensor &t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
@@ -98,10 +124,11 @@ void check(const Tensor &value, const std::vector<int64_t> &shapes, const Tensor
                   "(B,Q,heads,levels,points)");
   STD_TORCH_CHECK(value.is_cpu() && locations.is_cpu() && weights.is_cpu(),
                   "ms_deform_attn: not all tensors are on the CPU");
-  STD_TORCH_CHECK(value.scalar_type() == ScalarType::Float || value.scalar_type() == ScalarType::Double,
-                  "ms_deform_attn: the compiled CPU operator takes float32 and float64");
-  STD_TORCH_CHECK(locations.scalar_type() == value.scalar_type() && weights.scalar_type() == value.scalar_type(),
-                  "ms_deform_attn: value, locations and weights are of different types");
+  const ScalarType type = value.scalar_type(), computed = computed_as(type);
+  STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::Double || is_narrow(type),
+                  "ms_deform_attn: the compiled CPU operator takes float32, float64, bfloat16 and float16 values");
+  STD_TORCH_CHECK(locations.scalar_type() == computed && weights.scalar_type() == computed,
+                  "ms_deform_attn: locations and weights must be float64 for float64 values, else float32");
   STD_TORCH_CHECK(locations.size(5) == 2 && locations.size(0) == value.size(0) && locations.size(2) == value.size(2) &&
                       2 * locations.size(3) == static_cast<int64_t>(shapes.size()),
                   "ms_deform_attn: locations do not fit value and spatial_shapes");
@@ -132,7 +159,6 @@ Problem<T> problem(const Geometry<T> &geometry, const Tensor &value, const Tenso
   p.columns = geometry.integers.data();
   p.rows = p.columns + geometry.stride;
   p.start = p.rows + geometry.stride;
-  p.value = static_cast<const T *>(value.data_ptr());
   p.locations = static_cast<const T *>(locations.data_ptr());
   p.weights = static_cast<const T *>(weights.data_ptr());
   return p;
@@ -155,7 +181,7 @@ class Buffer {
  public:
   explicit Buffer(int64_t count)
       : bytes_((count * sizeof(T) + huge - 1) / huge * huge), data_(std::aligned_alloc(huge, bytes_)) {
-    if (data_ == nullptr) throw std::bad_alloc();
+    if (data_ == nullptr && bytes_ > 0) throw std::bad_alloc();
     use_huge_pages(data_, bytes_);
   }
   ~Buffer() { std::free(data_); }
@@ -168,15 +194,33 @@ class Buffer {
   void *data_;
 };
 
-// One head's channels of every cell, cells one after the other; and back.
-template <typename T>
-void pack(const T *from, T *to, int64_t cells, int64_t channels, int64_t depth) {
-  for (int64_t i = 0; i < cells; ++i) std::memcpy(to + i * depth, from + i * channels, depth * sizeof(T));
+// The stored number that is nearest to a computed one, and the other way; c10's types know how.
+template <typename To, typename From>
+To convert(From from) {
+  if constexpr (std::is_same_v<To, From>) {
+    return from;
+  } else if constexpr (std::is_same_v<From, BFloat16>) {
+    return c10::BFloat16(from.bits, c10::BFloat16::from_bits());
+  } else if constexpr (std::is_same_v<From, Half>) {
+    return c10::Half(from.bits, c10::Half::from_bits());
+  } else if constexpr (std::is_same_v<To, BFloat16>) {
+    return {c10::BFloat16(from).x};
+  } else {
+    return {c10::Half(from).x};
+  }
 }
 
-template <typename T>
-void unpack(const T *from, T *to, int64_t cells, int64_t channels, int64_t depth) {
-  for (int64_t i = 0; i < cells; ++i) std::memcpy(to + i * channels, from + i * depth, depth * sizeof(T));
+// One head's channels of every cell, cells one after the other; and back.
+template <typename From, typename To>
+void pack(const From *from, To *to, int64_t cells, int64_t channels, int64_t depth) {
+  for (int64_t i = 0; i < cells; ++i)
+    for (int64_t d = 0; d < depth; ++d) to[i * depth + d] = convert<To>(from[i * channels + d]);
+}
+
+template <typename From, typename To>
+void unpack(const From *from, To *to, int64_t cells, int64_t channels, int64_t depth) {
+  for (int64_t i = 0; i < cells; ++i)
+    for (int64_t d = 0; d < depth; ++d) to[i * channels + d] = convert<To>(from[i * depth + d]);
 }
 
 // Whether to go head by head, over a copy in which the head's channels lie together. Neighbouring queries sample
@@ -193,21 +237,25 @@ void in_parallel(int64_t count, int64_t grain, const Work &work) {
   torch::stable::parallel_for(0, count, grain, work);
 }
 
-template <typename T>
-void run_forward(const Tensor &value, const std::vector<int64_t> &shapes, const Tensor &locations, const Tensor &weights,
-                 Tensor &output) {
+// At least 20,000 samples a thread: fewer cost more than they save.
+int64_t queries_per_thread(int64_t samples_per_query) { return 1 + 20000 / (1 + samples_per_query); }
+
+template <typename S, typename T = Compute<S>>
+void run_forward(const Tensor &value, const std::vector<int64_t> &shapes, const Tensor &locations,
+                 const Tensor &weights, Tensor &output) {
   const Geometry<T> geometry(shapes, value.size(2), locations.size(4));
-  Problem<T> p = problem(geometry, value, locations, weights);
-  p.output = static_cast<T *>(output.data_ptr());
-  const auto kernel = kernels<T>().forward;
+  const Problem<T> p = problem<T>(geometry, value, locations, weights);
   const int64_t channels = p.heads * p.depth;
-  // At least 20,000 samples a thread: fewer cost more than they save.
+  const S *const from = static_cast<const S *>(value.data_ptr());
+  T *const out = static_cast<T *>(output.data_ptr());
   if (!worth_packing(p)) {
-    return in_parallel(p.batch * p.queries, 1 + 20000 / (1 + p.heads * p.points), [&](int64_t begin, int64_t end) {
+    return in_parallel(p.batch * p.queries, queries_per_thread(p.heads * p.points), [&](int64_t begin, int64_t end) {
       while (begin < end) {
         const int64_t image = begin / p.queries, first = begin % p.queries;
         const int64_t last = std::min(p.queries, first + end - begin);
-        kernel(p, {image, 0, p.heads, first, last, p.value + image * p.tokens * channels, nullptr, channels});
+        const S *const start = from + image * p.tokens * channels;
+        kernels<S>().forward(p, {image, 0, p.heads, first, last, 0, p.points, start, nullptr, channels,
+                                 out + begin * channels, nullptr, channels});
         begin += last - first;
       }
     });
@@ -215,90 +263,129 @@ void run_forward(const Tensor &value, const std::vector<int64_t> &shapes, const 
   const Buffer<T> packed(p.tokens * p.depth);
   for (int64_t image = 0; image < p.batch; ++image) {
     for (int64_t head = 0; head < p.heads; ++head) {
-      const T *from = p.value + image * p.tokens * channels + head * p.depth;
+      const S *const start = from + image * p.tokens * channels + head * p.depth;
       in_parallel(p.tokens, 1000, [&](int64_t begin, int64_t end) {
-        pack(from + begin * channels, packed.data() + begin * p.depth, end - begin, channels, p.depth);
+        pack(start + begin * channels, packed.data() + begin * p.depth, end - begin, channels, p.depth);
       });
-      in_parallel(p.queries, 1 + 20000 / (1 + p.points), [&](int64_t begin, int64_t end) {
-        kernel(p, {image, head, head + 1, begin, end, packed.data(), nullptr, p.depth});
+      in_parallel(p.queries, queries_per_thread(p.points), [&](int64_t begin, int64_t end) {
+        T *const first = out + (image * p.queries + begin) * channels + head * p.depth;
+        kernels<T>().forward(p, {image, head, head + 1, begin, end, 0, p.points, packed.data(), nullptr, p.depth,
+                                 first, nullptr, channels});
       });
     }
   }
 }
 
-// One task is an image and a run of its heads: nobody else writes to those channels of the value's gradient, and its
-// sums run in the order of the queries, so the result does not depend on the number of threads.
-template <typename T>
+// Cells of the largest level.
+int64_t largest(const std::vector<int64_t> &shapes) {
+  int64_t most = 0;
+  for (size_t i = 0; i + 1 < shapes.size(); i += 2) most = std::max(most, shapes[i] * shapes[i + 1]);
+  return most;
+}
+
+// One task is an image, a run of its heads and, where there are more threads than heads, a level: nobody else writes
+// to those channels of those cells of the value's gradient, and its sums run in the order of the queries, so the result
+// does not depend on the number of threads.
+template <typename S, typename T = Compute<S>>
 void run_backward(const Tensor &grad_output, const Tensor &value, const std::vector<int64_t> &shapes,
                   const Tensor &locations, const Tensor &weights, Tensor &grad_value, Tensor &grad_locations,
                   Tensor &grad_weights) {
   const Geometry<T> geometry(shapes, value.size(2), locations.size(4));
-  Problem<T> p = problem(geometry, value, locations, weights);
-  p.grad_output = static_cast<const T *>(grad_output.data_ptr());
+  Problem<T> p = problem<T>(geometry, value, locations, weights);
   p.grad_locations = static_cast<T *>(grad_locations.data_ptr());
   p.grad_weights = static_cast<T *>(grad_weights.data_ptr());
+  const S *const from = static_cast<const S *>(value.data_ptr());
+  const T *const above = static_cast<const T *>(grad_output.data_ptr());
   T *const gradient = static_cast<T *>(grad_value.data_ptr());
-  const auto kernel = kernels<T>().backward;
+  use_huge_pages(gradient, grad_value.numel() * sizeof(T));
+  const bool packing = worth_packing(p);
   const int64_t channels = p.heads * p.depth, threads = torch::stable::get_num_threads();
-  if (!worth_packing(p)) {
-    use_huge_pages(gradient, grad_value.numel() * sizeof(T));
-    const int64_t runs = p.batch % threads == 0 ? 1 : std::min(p.heads, threads);
-    return in_parallel(p.batch * runs, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t task = begin; task < end; ++task) {
-        const int64_t image = task / runs, run = task % runs, first = run * p.heads / runs;
-        const int64_t last = (run + 1) * p.heads / runs, start = image * p.tokens * channels + first * p.depth;
-        for (int64_t i = 0; i < p.tokens; ++i)
-          std::memset(gradient + start + i * channels, 0, (last - first) * p.depth * sizeof(T));
-        kernel(p, {image, first, last, 0, p.queries, p.value + start, gradient + start, channels});
-      }
-    });
-  }
-  in_parallel(p.batch * p.heads, 1, [&](int64_t begin, int64_t end) {
-    const Buffer<T> packed(p.tokens * p.depth), sums(p.tokens * p.depth);
+  const int64_t levels = locations.size(3), points = locations.size(4);
+  const int64_t parts = p.batch * p.heads < threads ? levels : 1;
+  const int64_t runs = packing || parts > 1 ? p.heads : p.batch % threads == 0 ? 1 : std::min(p.heads, threads);
+  const int64_t room = packing ? (parts == 1 ? p.tokens : largest(shapes)) * p.depth : 0;
+  in_parallel(p.batch * runs * parts, 1, [&](int64_t begin, int64_t end) {
+    const Buffer<T> packed(room), sums(room);
     for (int64_t task = begin; task < end; ++task) {
-      const int64_t image = task / p.heads, head = task % p.heads, start = image * p.tokens * channels + head * p.depth;
-      pack(p.value + start, packed.data(), p.tokens, channels, p.depth);
-      std::memset(sums.data(), 0, p.tokens * p.depth * sizeof(T));
-      kernel(p, {image, head, head + 1, 0, p.queries, packed.data(), sums.data(), p.depth});
-      unpack(sums.data(), gradient + start, p.tokens, channels, p.depth);
+      const int64_t image = task / (runs * parts), run = task / parts % runs, level = task % parts;
+      const int64_t first = run * p.heads / runs, depth = ((run + 1) * p.heads / runs - first) * p.depth;
+      const bool whole = parts == 1;
+      const int64_t cell = whole ? 0 : p.start[level * points];
+      const int64_t cells = whole ? p.tokens : shapes[2 * level] * shapes[2 * level + 1];
+      const int64_t start = image * p.tokens * channels + first * p.depth;
+      Part<T> part{};
+      part.image = image;
+      part.first_head = first;
+      part.last_head = first + depth / p.depth;
+      part.last_query = p.queries;
+      part.first_point = level * points;
+      part.last_point = whole ? p.points : (level + 1) * points;
+      part.grad_output = above + image * p.queries * channels + first * p.depth;
+      part.row = channels;
+      if (!packing) {
+        T *const to = gradient + start;
+        for (int64_t i = cell; i < cell + cells; ++i) std::memset(to + i * channels, 0, depth * sizeof(T));
+        part.value = from + start;
+        part.grad_value = to;
+        part.step = channels;
+        kernels<S>().backward(p, part);
+        continue;
+      }
+      pack(from + start + cell * channels, packed.data(), cells, channels, depth);
+      std::memset(sums.data(), 0, cells * depth * sizeof(T));
+      part.value = packed.data() - cell * depth;  // where the image's first cell would lie
+      part.grad_value = sums.data() - cell * depth;
+      part.step = depth;
+      kernels<T>().backward(p, part);
+      unpack(sums.data(), gradient + start + cell * channels, cells, channels, depth);
     }
   });
+}
+
+// Whether there are kernels that read 16-bit values of this depth as they are.
+bool reads_narrow(int64_t depth) { return depth == 16 || depth == 32 || depth == 64; }
+
+// The value as the kernels take it.
+Tensor readable(const Tensor &value) {
+  if (is_narrow(value.scalar_type()) && !reads_narrow(value.size(3)))
+    return dense(torch::stable::to(value, ScalarType::Float));
+  return dense(value);
 }
 
 Tensor forward(const Tensor &value, std::vector<int64_t> shapes, const Tensor &locations, const Tensor &weights) {
   check(value, shapes, locations, weights);
   const int64_t sizes[] = {value.size(0), locations.size(1), value.size(2) * value.size(3)};
-  const Tensor v = dense(value), l = dense(locations), w = dense(weights);
-  Tensor output = torch::stable::new_empty(v, IntHeaderOnlyArrayRef(sizes, 3));
-  if (output.numel() == 0) return output;
-  if (v.scalar_type() == ScalarType::Float) {
-    run_forward<float>(v, shapes, l, w, output);
-  } else {
-    run_forward<double>(v, shapes, l, w, output);
-  }
-  return output;
+  const ScalarType type = value.scalar_type();
+  const Tensor v = readable(value), l = dense(locations), w = dense(weights);
+  Tensor output = torch::stable::new_empty(v, IntHeaderOnlyArrayRef(sizes, 3), computed_as(type));
+  if (output.numel() > 0)
+    by_type(v.scalar_type(), [&](auto stored) { run_forward<decltype(stored)>(v, shapes, l, w, output); });
+  return is_narrow(type) ? torch::stable::to(output, type) : output;
 }
 
 std::tuple<Tensor, Tensor, Tensor> backward(const Tensor &grad_output, const Tensor &value, std::vector<int64_t> shapes,
                                             const Tensor &locations, const Tensor &weights) {
   check(value, shapes, locations, weights);
-  STD_TORCH_CHECK(grad_output.is_cpu() && grad_output.scalar_type() == value.scalar_type() && grad_output.dim() == 3 &&
+  const ScalarType type = value.scalar_type();
+  STD_TORCH_CHECK(grad_output.is_cpu() && grad_output.scalar_type() == type && grad_output.dim() == 3 &&
                       grad_output.size(0) == value.size(0) && grad_output.size(1) == locations.size(1) &&
                       grad_output.size(2) == value.size(2) * value.size(3),
                   "ms_deform_attn: the output's gradient does not fit");
-  const Tensor g = dense(grad_output), v = dense(value), l = dense(locations), w = dense(weights);
-  Tensor grad_value = torch::stable::new_empty(v, v.sizes());
+  const Tensor g = dense(is_narrow(type) ? torch::stable::to(grad_output, ScalarType::Float) : grad_output);
+  const Tensor v = readable(value), l = dense(locations), w = dense(weights);
+  Tensor grad_value = torch::stable::new_empty(v, v.sizes(), computed_as(type));
   Tensor grad_locations = torch::stable::new_empty(l, l.sizes());
   Tensor grad_weights = torch::stable::new_empty(w, w.sizes());
   if (g.numel() == 0) {
     torch::stable::zero_(grad_value);
     torch::stable::zero_(grad_locations);
     torch::stable::zero_(grad_weights);
-  } else if (v.scalar_type() == ScalarType::Float) {
-    run_backward<float>(g, v, shapes, l, w, grad_value, grad_locations, grad_weights);
   } else {
-    run_backward<double>(g, v, shapes, l, w, grad_value, grad_locations, grad_weights);
+    by_type(v.scalar_type(), [&](auto stored) {
+      run_backward<decltype(stored)>(g, v, shapes, l, w, grad_value, grad_locations, grad_weights);
+    });
   }
+  if (is_narrow(type)) grad_value = torch::stable::to(grad_value, type);
   return {grad_value, grad_locations, grad_weights};
 }
 

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from codetr_lab import build_ops
 
-DTYPES = (torch.float32, torch.float64)
-"""What the CPU kernels take."""
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+"""What the values may be. Everything is computed in float32, for float64 values in float64."""
 
 
 def _load() -> str:
@@ -46,13 +46,12 @@ def unavailable() -> str:
     return NOT_LOADED
 
 
-def unfit(value: Tensor, sampling_locations: Tensor, attention_weights: Tensor) -> str:
-    """Empty when the operator takes these tensors, else what is wrong with them."""
-    tensors = (value, sampling_locations, attention_weights)
-    if any(t.device.type != "cpu" for t in tensors):
+def unfit(value: Tensor) -> str:
+    """Empty when the operator takes such values, else what is wrong with them."""
+    if value.device.type != "cpu":
         return f"it has no kernel for {value.device.type}"
-    if value.dtype not in DTYPES or any(t.dtype != value.dtype for t in tensors):
-        return f"it takes float32 or float64, got {', '.join(str(t.dtype) for t in tensors)}"
+    if value.dtype not in DTYPES:
+        return f"it takes {', '.join(str(dtype).removeprefix('torch.') for dtype in DTYPES)}, got {value.dtype}"
     if value[:1].numel() >= 2**31:
         return "an image's value has 2^31 elements or more"
     return ""
@@ -61,13 +60,27 @@ def unfit(value: Tensor, sampling_locations: Tensor, attention_weights: Tensor) 
 def ms_deform_attn(
     value: Tensor, spatial_shapes: Sequence[tuple[int, int]], sampling_locations: Tensor, attention_weights: Tensor
 ) -> Tensor:
-    """The operator; arguments as in `codetr_lab.ops.ms_deform_attn`. `unavailable()` must be empty."""
+    """The operator; arguments as in `codetr_lab.ops.ms_deform_attn`. `unavailable()` must be empty.
+
+    Locations and weights are of the type that is computed in.
+    """
     sizes = [side for shape in spatial_shapes for side in shape]
     return torch.ops.codetr_lab.ms_deform_attn(value, sizes, sampling_locations, attention_weights)
 
 
+def _autocast(value: Tensor, spatial_shapes: Sequence[int], locations: Tensor, weights: Tensor) -> Tensor:
+    """Under autocast values take the low precision; where and how much is sampled stays float32."""
+    kind = value.device.type
+    if value.dtype != torch.float64:
+        value, locations, weights = value.to(torch.get_autocast_dtype(kind)), locations.float(), weights.float()
+    with torch.amp.autocast(kind, enabled=False):
+        return torch.ops.codetr_lab.ms_deform_attn(value, spatial_shapes, locations, weights)
+
+
 def _register() -> None:
     name, backward_name = "codetr_lab::ms_deform_attn", "codetr_lab::ms_deform_attn_backward"
+    for key in ("AutocastCPU", "AutocastCUDA"):
+        _rules.impl("ms_deform_attn", _autocast, key)
 
     @torch.library.register_fake(name)
     def _(value: Tensor, spatial_shapes: Sequence[int], locations: Tensor, weights: Tensor) -> Tensor:
@@ -96,6 +109,8 @@ def _register() -> None:
     torch.library.register_autograd(name, backward, setup_context=setup_context)
     torch.library.register_autograd(backward_name, no_second_order)
 
+
+_rules = torch.library.Library("codetr_lab", "IMPL")  # what it registers lasts as long as it does
 
 NOT_LOADED = _load()
 """Empty when the operator is there, else why it is not. Found out on import, so that compiled graphs see a constant."""

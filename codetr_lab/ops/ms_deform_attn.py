@@ -25,17 +25,18 @@ def ms_deform_attn(
     """Weighted sum of bilinear samples of a feature pyramid.
 
     Args:
-        value: (B,S,heads,D), the levels' cells one after the other, row by row.
+        value: (B,S,heads,D), the levels' cells one after the other, row by row; float32, float64, bfloat16 or float16.
         spatial_shapes: (height, width) of every level; the products sum to S.
         sampling_locations: (B,Q,heads,levels,points,2) as (x, y) in units of the level's width and height: 0 is the
             left or top edge of its first cell, 1 the far edge of its last. Outside, the value is zero.
-        attention_weights: (B,Q,heads,levels,points).
+        attention_weights: (B,Q,heads,levels,points). Sums are float32 (float64 for float64 values), and so are
+            locations and weights, which are converted if they are not.
         backend: `compiled` (the C++ operator), `reference` (the formula in plain PyTorch), or `auto`: compiled where it
             is built and takes these tensors, else the formula; one log line says which. The environment variable
             `CODETR_OPS=reference` makes `auto` take the formula.
 
     Returns:
-        (B,Q,heads * D)
+        (B,Q,heads * D), of the type of `value`.
 
     Raises:
         ValueError: sizes that do not fit, an unknown backend, or `compiled` where it cannot be had.
@@ -43,9 +44,11 @@ def ms_deform_attn(
     _check(value, spatial_shapes, sampling_locations, attention_weights)
     if backend not in ("auto", "compiled", "reference"):
         raise ValueError(f"unknown backend {backend!r}; choose from auto, compiled, reference")
+    computed = torch.float64 if value.dtype == torch.float64 else torch.float32
+    sampling_locations, attention_weights = sampling_locations.to(computed), attention_weights.to(computed)
     if backend == "reference":
         return reference(value, spatial_shapes, sampling_locations, attention_weights)
-    obstacle = compiled.unavailable() or compiled.unfit(value, sampling_locations, attention_weights)
+    obstacle = compiled.unavailable() or compiled.unfit(value)
     if obstacle and backend == "compiled":
         raise ValueError(f"the compiled operator cannot be used: {obstacle}")
     if not torch.compiler.is_compiling():
@@ -92,6 +95,7 @@ def reference(
     value: Tensor, spatial_shapes: Sequence[tuple[int, int]], sampling_locations: Tensor, attention_weights: Tensor
 ) -> Tensor:
     """The formula through `grid_sample`, one level at a time; arguments as in `ms_deform_attn`."""
+    stored, value = value.dtype, value.to(sampling_locations.dtype)
     batch, _, heads, depth = value.shape
     queries = sampling_locations.shape[1]
     # (B,Q,heads,levels,points,2) in [0,1] -> (levels, B*heads, Q, points, 2) in [-1,1]
@@ -104,4 +108,4 @@ def reference(
     ]  # each (B*heads, D, Q, points)
     weights = attention_weights.permute(0, 2, 1, 3, 4).reshape(batch * heads, 1, queries, -1)
     output = (torch.cat(sampled, dim=-1) * weights).sum(-1)  # (B*heads, D, Q)
-    return output.view(batch, heads * depth, queries).transpose(1, 2)
+    return output.view(batch, heads * depth, queries).transpose(1, 2).to(stored)

@@ -24,6 +24,28 @@ inline void store(T *p, V v) {
   __builtin_memcpy(p, &v, sizeof(V));
 }
 
+// The vector V of numbers that are stored as S.
+template <typename V, typename S>
+inline V widen(const S *p) {
+  if constexpr (sizeof(S) == 2) {
+    typedef uint16_t Bits __attribute__((vector_size(sizeof(V) / 2)));
+    typedef uint32_t Wide __attribute__((vector_size(sizeof(V))));
+    const Wide bits = __builtin_convertvector(load<Bits>(&p->bits), Wide);
+    if constexpr (__is_same(S, BFloat16)) {
+      return reinterpret_cast<V>(bits << 16);
+    } else {
+      // Exponent and fraction move up 13 bits; the difference of the exponents' biases is a factor, which also makes
+      // the smallest numbers right. What was infinite or no number is so again.
+      const Wide body = (bits & 0x7fffu) << 13, sign = (bits & 0x8000u) << 16;
+      const Wide scaled = reinterpret_cast<Wide>(reinterpret_cast<V>(body) * 0x1p112f);
+      const Wide special = reinterpret_cast<Wide>(body >= 0x0f800000u) & 0x7f800000u;
+      return reinterpret_cast<V>(scaled | special | sign);
+    }
+  } else {
+    return load<V>(p);
+  }
+}
+
 // Lanes of two vectors, chosen by a function of the result's lane.
 template <int... J>
 struct Lanes {};
@@ -71,7 +93,7 @@ inline Rows<V> interleave(V a, V b, V c, V d) {
 // left, lower right. A cell outside its level is redirected to a row of zeros (for its gradient: to a row that nobody
 // reads), which costs less than a branch that goes either way near borders. Its weight may still be NaN, as in the
 // formula, when a coordinate is not finite. Addresses are of the part's first head; the next lie `depth` elements on.
-template <typename T>
+template <typename T, typename S>
 struct Samples {
   static constexpr int lanes = CODETR_VECTOR_BYTES / sizeof(T);
   int64_t count, padded, channels;
@@ -79,7 +101,7 @@ struct Samples {
   uint64_t *cell, *grad_cell;          // (count, 4)
   T *weight;                           // (count, 4), attention weight included
   T *right, *down;                     // (count): the share of the right and of the lower cells
-  T *zeros, *discarded;                // (channels)
+  T *zeros, *discarded;                // (channels), the former read as S
   T *memory;
 
   Samples(int64_t n, int64_t channels, int64_t extra)
@@ -117,18 +139,21 @@ using Addresses = typename VectorOf<uint64_t, CODETR_VECTOR_BYTES>::type;
 using Offsets = typename VectorOf<int64_t, CODETR_VECTOR_BYTES>::type;
 
 // From offsets in elements, negative for cells outside, to addresses.
-template <bool Backward, typename T>
-inline void store_addresses(Samples<T> &samples, int64_t i, Offsets offset) {
+template <bool Backward, typename T, typename S>
+inline void store_addresses(Samples<T, S> &samples, int64_t i, Offsets offset) {
   const Offsets outside = offset < 0;
-  const Addresses bytes = reinterpret_cast<Addresses>(offset) * sizeof(T), none = {};
-  store<Addresses>(samples.cell + i, outside ? none + address(samples.zeros) : samples.image + bytes);
-  if constexpr (Backward)
-    store<Addresses>(samples.grad_cell + i, outside ? none + address(samples.discarded) : samples.grad_image + bytes);
+  const Addresses elements = reinterpret_cast<Addresses>(offset), none = {};
+  const Addresses inside = samples.image + elements * sizeof(S);
+  store<Addresses>(samples.cell + i, outside ? none + address(samples.zeros) : inside);
+  if constexpr (Backward) {
+    const Addresses inside_grad = samples.grad_image + elements * sizeof(T);
+    store<Addresses>(samples.grad_cell + i, outside ? none + address(samples.discarded) : inside_grad);
+  }
 }
 
-template <bool Backward, typename T, typename W>
-inline void store_cells(Samples<T> &samples, int64_t i, W offsets) {
-  constexpr int N = Samples<T>::lanes;
+template <bool Backward, typename T, typename S, typename W>
+inline void store_cells(Samples<T, S> &samples, int64_t i, W offsets) {
+  constexpr int N = Samples<T, S>::lanes;
   if constexpr (sizeof(T) == 8) {
     store_addresses<Backward>(samples, i, offsets);
   } else {  // to 64 bits: each beside its sign
@@ -138,16 +163,18 @@ inline void store_cells(Samples<T> &samples, int64_t i, W offsets) {
   }
 }
 
-// One vector of points, beginning with the i-th.
-template <bool Backward, typename T>
-inline void locate_block(const Problem<T> &p, int64_t cell_step, const T *locations, const T *weights, int64_t i, Samples<T> &samples) {
-  constexpr int N = Samples<T>::lanes;
+// One vector of points, beginning with the i-th of the part.
+template <bool Backward, typename T, typename S>
+inline void locate_block(const Problem<T> &p, const Part<T> &part, const T *locations, const T *weights, int64_t i,
+                         Samples<T, S> &samples) {
+  constexpr int N = Samples<T, S>::lanes;
   using I = typename IntegerOf<T>::type;
   using V = typename VectorOf<T, CODETR_VECTOR_BYTES>::type;
   using W = typename VectorOf<I, CODETR_VECTOR_BYTES>::type;
-  const V width = load<V>(p.width + i), height = load<V>(p.height + i);
-  const W columns = load<W>(p.columns + i), rows = load<W>(p.rows + i), start = load<W>(p.start + i);
-  const I step = static_cast<I>(cell_step);
+  const int64_t j = part.first_point + i;
+  const V width = load<V>(p.width + j), height = load<V>(p.height + j);
+  const W columns = load<W>(p.columns + j), rows = load<W>(p.rows + j), start = load<W>(p.start + j);
+  const I step = static_cast<I>(part.step);
   const V first = load<V>(locations), second = load<V>(locations + N);
   const V x = choose<EverySecond<0>, N>(first, second) * width - T(0.5);
   const V y = choose<EverySecond<1>, N>(first, second) * height - T(0.5);
@@ -181,16 +208,17 @@ inline void prefetch(const T *p, int64_t count) {
   for (int64_t i = 0; i < count; i += 64 / static_cast<int64_t>(sizeof(T))) __builtin_prefetch(p + i);
 }
 
-// The points of consecutive heads of one query.
-template <bool Backward, typename T>
-inline void locate(const Problem<T> &p, int64_t step, const T *locations, const T *weights, Samples<T> &samples) {
-  constexpr int N = Samples<T>::lanes;
+// The points of the part of one query.
+template <bool Backward, typename T, typename S>
+inline void locate(const Problem<T> &p, const Part<T> &part, const T *locations, const T *weights,
+                   Samples<T, S> &samples) {
+  constexpr int N = Samples<T, S>::lanes;
   int64_t i = 0;
-  for (; i + N <= samples.count; i += N) locate_block<Backward>(p, step, locations + 2 * i, weights + i, i, samples);
+  for (; i + N <= samples.count; i += N) locate_block<Backward>(p, part, locations + 2 * i, weights + i, i, samples);
   if (i == samples.count) return;
   if (i > 0) {  // the last ones together with some that are done already
     i = samples.count - N;
-    return locate_block<Backward>(p, step, locations + 2 * i, weights + i, i, samples);
+    return locate_block<Backward>(p, part, locations + 2 * i, weights + i, i, samples);
   }
   T rest[2 * N] = {}, rest_weights[N] = {};
   for (int64_t j = i; j < samples.count; ++j) {
@@ -198,57 +226,86 @@ inline void locate(const Problem<T> &p, int64_t step, const T *locations, const 
     rest[2 * (j - i) + 1] = locations[2 * j + 1];
     rest_weights[j - i] = weights[j];
   }
-  locate_block<Backward>(p, step, rest, rest_weights, i, samples);
+  locate_block<Backward>(p, part, rest, rest_weights, i, samples);
 }
+
+// Walks through the queries of a part and finds their points.
+template <typename T, typename S, bool Backward>
+struct Walk {
+  const Problem<T> &p;
+  const Part<T> &part;
+  const int64_t heads, points;  // of the part
+  Samples<T, S> samples;
+
+  Walk(const Problem<T> &p, const Part<T> &part, int64_t extra = 0)
+      : p(p), part(part), heads(part.last_head - part.first_head), points(part.last_point - part.first_point),
+        samples(heads * points, heads * p.depth, extra) {
+    samples.image = address(part.value);
+    if constexpr (Backward) samples.grad_image = address(part.grad_value);
+  }
+
+  // The index of the query's first point among all points of the problem.
+  int64_t to(int64_t query) {
+    const int64_t all = p.heads * p.points;
+    const int64_t first = (part.image * p.queries + query) * all + part.first_head * p.points + part.first_point;
+    const int64_t count = samples.count;
+    prefetch(p.locations + 2 * (first + ahead * all), 2 * count);
+    prefetch(p.weights + first + ahead * all, count);
+    if constexpr (Backward) prefetch(part.grad_output + (query - part.first_query + ahead) * part.row, heads * p.depth);
+    locate<Backward>(p, part, p.locations + 2 * first, p.weights + first, samples);
+    return first;
+  }
+};
 
 // ---- forward -------------------------------------------------------------------------------------------------------
 
-template <typename T, int Bytes, int Count>
+template <typename T, int Depth>
+struct Widest {
+  static constexpr int bytes = Depth * sizeof(T) < CODETR_VECTOR_BYTES ? Depth * sizeof(T) : CODETR_VECTOR_BYTES;
+  static constexpr int lanes = bytes / sizeof(T), count = Depth / lanes;
+  using V = typename VectorOf<T, bytes>::type;
+};
+
+template <typename T, typename S, int Depth>
 void forward_fixed(const Problem<T> &p, const Part<T> &part) {
-  using V = typename VectorOf<T, Bytes>::type;
-  constexpr int lanes = Bytes / sizeof(T);
-  const int64_t all = p.heads * p.points, channels = p.heads * p.depth;
-  const int64_t heads = part.last_head - part.first_head;
-  Samples<T> samples(heads * p.points, heads * p.depth, 0);
-  samples.image = address(part.value);
+  using V = typename Widest<T, Depth>::V;
+  constexpr int lanes = Widest<T, Depth>::lanes, count = Widest<T, Depth>::count;
+  constexpr int sets = count >= 8 ? 1 : count >= 4 ? 2 : 4;  // of sums that do not wait for each other; 16 registers
+  Walk<T, S, false> walk(p, part);
   for (int64_t query = part.first_query; query < part.last_query; ++query) {
-    const int64_t row = part.image * p.queries + query, skip = row * all + part.first_head * p.points;
-    prefetch(p.locations + 2 * (skip + ahead * all), 2 * heads * p.points);
-    prefetch(p.weights + skip + ahead * all, heads * p.points);
-    locate<false>(p, part.step, p.locations + 2 * skip, p.weights + skip, samples);
-    const uint64_t *cell = samples.cell;
-    const T *weight = samples.weight;
-    T *out = p.output + row * channels + part.first_head * p.depth;
+    walk.to(query);
+    const uint64_t *cell = walk.samples.cell;
+    const T *weight = walk.samples.weight;
+    T *out = part.output + (query - part.first_query) * part.row;
     uint64_t shift = 0;
-    for (int64_t head = 0; head < heads; ++head, shift += p.depth * sizeof(T), out += p.depth) {
-      V sum[4][Count] = {};  // one per corner: additions that do not wait for each other
-      for (int64_t i = 0; i < p.points; ++i, cell += 4, weight += 4) {
+    for (int64_t head = 0; head < walk.heads; ++head, shift += Depth * sizeof(S), out += Depth) {
+      V sum[sets][count] = {};
+      for (int64_t i = 0; i < walk.points; ++i, cell += 4, weight += 4) {
         for (int corner = 0; corner < 4; ++corner) {
-          const T *from = at<T>(cell[corner] + shift);
-          for (int k = 0; k < Count; ++k) sum[corner][k] += weight[corner] * load<V>(from + k * lanes);
+          const S *from = at<S>(cell[corner] + shift);
+          for (int k = 0; k < count; ++k) sum[corner % sets][k] += weight[corner] * widen<V>(from + k * lanes);
         }
       }
-      for (int k = 0; k < Count; ++k) store<V>(out + k * lanes, (sum[0][k] + sum[1][k]) + (sum[2][k] + sum[3][k]));
+      for (int k = 0; k < count; ++k) {
+        V total = sum[0][k];
+        for (int j = 1; j < sets; ++j) total += sum[j][k];
+        store<V>(out + k * lanes, total);
+      }
     }
   }
 }
 
 template <typename T>
 void forward_any(const Problem<T> &p, const Part<T> &part) {
-  const int64_t all = p.heads * p.points, channels = p.heads * p.depth, heads = part.last_head - part.first_head;
-  Samples<T> samples(heads * p.points, heads * p.depth, 0);
-  samples.image = address(part.value);
+  Walk<T, T, false> walk(p, part);
   for (int64_t query = part.first_query; query < part.last_query; ++query) {
-    const int64_t row = part.image * p.queries + query, skip = row * all + part.first_head * p.points;
-    prefetch(p.locations + 2 * (skip + ahead * all), 2 * heads * p.points);
-    prefetch(p.weights + skip + ahead * all, heads * p.points);
-    locate<false>(p, part.step, p.locations + 2 * skip, p.weights + skip, samples);
-    for (int64_t head = 0; head < heads; ++head) {
-      T *__restrict out = p.output + row * channels + (part.first_head + head) * p.depth;
+    walk.to(query);
+    for (int64_t head = 0; head < walk.heads; ++head) {
+      T *__restrict out = part.output + (query - part.first_query) * part.row + head * p.depth;
       for (int64_t d = 0; d < p.depth; ++d) out[d] = 0;
-      for (int64_t i = 4 * head * p.points; i < 4 * (head + 1) * p.points; ++i) {
-        const T *from = at<T>(samples.cell[i]) + head * p.depth;
-        const T w = samples.weight[i];
+      for (int64_t i = 4 * head * walk.points; i < 4 * (head + 1) * walk.points; ++i) {
+        const T *from = at<T>(walk.samples.cell[i]) + head * p.depth;
+        const T w = walk.samples.weight[i];
         for (int64_t d = 0; d < p.depth; ++d) out[d] += w * from[d];
       }
     }
@@ -258,12 +315,14 @@ void forward_any(const Problem<T> &p, const Part<T> &part) {
 // ---- backward ------------------------------------------------------------------------------------------------------
 
 // dots (count, 4): per point, the inner products of the output's gradient with its four cells.
-template <typename T>
-inline void point_gradients(const Problem<T> &p, const Samples<T> &samples, const T *__restrict dots,
-                            const T *__restrict weights, T *__restrict grad_locations, T *__restrict grad_weights) {
-  const T *__restrict width = p.width, *__restrict height = p.height;
-  const T *__restrict right = samples.right, *__restrict down = samples.down;
-  for (int64_t i = 0; i < samples.count; ++i) {
+template <typename T, typename S>
+inline void point_gradients(const Walk<T, S, true> &walk, const T *__restrict dots, int64_t first) {
+  const Problem<T> &p = walk.p;
+  const T *__restrict width = p.width + walk.part.first_point, *__restrict height = p.height + walk.part.first_point;
+  const T *__restrict right = walk.samples.right, *__restrict down = walk.samples.down;
+  const T *__restrict weights = p.weights + first;
+  T *__restrict grad_locations = p.grad_locations + 2 * first, *__restrict grad_weights = p.grad_weights + first;
+  for (int64_t i = 0; i < walk.samples.count; ++i) {
     const T d00 = dots[4 * i], d01 = dots[4 * i + 1], d10 = dots[4 * i + 2], d11 = dots[4 * i + 3];
     const T lx = right[i], ly = down[i], hx = 1 - lx, hy = 1 - ly;
     grad_weights[i] = hy * (hx * d00 + lx * d01) + ly * (hx * d10 + lx * d11);
@@ -292,38 +351,32 @@ inline V sums(V *partial) {
   }
 }
 
-template <typename T, int Bytes, int Count>
+template <typename T, typename S, int Depth>
 void backward_fixed(const Problem<T> &p, const Part<T> &part) {
-  using V = typename VectorOf<T, Bytes>::type;
-  constexpr int lanes = Bytes / sizeof(T);
-  const int64_t all = p.heads * p.points, channels = p.heads * p.depth, heads = part.last_head - part.first_head;
-  const int64_t corners = 4 * heads * p.points, padded = (corners + lanes - 1) / lanes * lanes;
-  Samples<T> samples(heads * p.points, heads * p.depth, padded);
-  T *dots = samples.extra();
+  using V = typename Widest<T, Depth>::V;
+  constexpr int lanes = Widest<T, Depth>::lanes, count = Widest<T, Depth>::count;
+  const int64_t corners = 4 * (part.last_head - part.first_head) * (part.last_point - part.first_point);
+  const int64_t padded = (corners + lanes - 1) / lanes * lanes;
+  Walk<T, S, true> walk(p, part, padded);
+  T *dots = walk.samples.extra();
   T *partials = new T[padded * lanes]();  // what is past the last corner stays zero
-  samples.image = address(part.value);
-  samples.grad_image = address(part.grad_value);
   for (int64_t query = part.first_query; query < part.last_query; ++query) {
-    const int64_t row = part.image * p.queries + query, skip = row * all + part.first_head * p.points;
-    prefetch(p.locations + 2 * (skip + ahead * all), 2 * heads * p.points);
-    prefetch(p.weights + skip + ahead * all, heads * p.points);
-    prefetch(p.grad_output + (row + ahead) * channels + part.first_head * p.depth, heads * p.depth);
-    locate<true>(p, part.step, p.locations + 2 * skip, p.weights + skip, samples);
-    const uint64_t *cell = samples.cell, *grad_cell = samples.grad_cell;
-    const T *weight = samples.weight, *above = p.grad_output + row * channels + part.first_head * p.depth;
+    const int64_t first = walk.to(query);
+    const uint64_t *cell = walk.samples.cell, *grad_cell = walk.samples.grad_cell;
+    const T *weight = walk.samples.weight, *above = part.grad_output + (query - part.first_query) * part.row;
     T *partial = partials;
-    uint64_t shift = 0;
-    for (int64_t head = 0; head < heads; ++head, shift += p.depth * sizeof(T), above += p.depth) {
-      V g[Count];
-      for (int k = 0; k < Count; ++k) g[k] = load<V>(above + k * lanes);
-      for (int64_t i = 0; i < 4 * p.points; ++i, partial += lanes) {
-        const T *from = at<T>(*cell++ + shift);
-        T *to = at<T>(*grad_cell++ + shift);
+    for (int64_t head = 0; head < walk.heads; ++head, above += Depth) {
+      const uint64_t shift = head * Depth * sizeof(S), grad_shift = head * Depth * sizeof(T);
+      V g[count];
+      for (int k = 0; k < count; ++k) g[k] = load<V>(above + k * lanes);
+      for (int64_t i = 0; i < 4 * walk.points; ++i, partial += lanes) {
+        const S *from = at<S>(*cell++ + shift);
+        T *to = at<T>(*grad_cell++ + grad_shift);
         const T w = *weight++;
-        V sum = g[0] * load<V>(from);
+        V sum = g[0] * widen<V>(from);
         store<V>(to, load<V>(to) + w * g[0]);
-        for (int k = 1; k < Count; ++k) {
-          sum += g[k] * load<V>(from + k * lanes);
+        for (int k = 1; k < count; ++k) {
+          sum += g[k] * widen<V>(from + k * lanes);
           store<V>(to + k * lanes, load<V>(to + k * lanes) + w * g[k]);
         }
         store<V>(partial, sum);
@@ -334,30 +387,24 @@ void backward_fixed(const Problem<T> &p, const Part<T> &part) {
       for (int j = 0; j < lanes; ++j) block[j] = load<V>(partials + (i + j) * lanes);
       store<V>(dots + i, sums<V, lanes>(block));
     }
-    point_gradients(p, samples, dots, p.weights + skip, p.grad_locations + 2 * skip, p.grad_weights + skip);
+    point_gradients(walk, dots, first);
   }
   delete[] partials;
 }
 
 template <typename T>
 void backward_any(const Problem<T> &p, const Part<T> &part) {
-  const int64_t all = p.heads * p.points, channels = p.heads * p.depth, heads = part.last_head - part.first_head;
-  Samples<T> samples(heads * p.points, heads * p.depth, 4 * heads * p.points);
-  T *dots = samples.extra();
-  samples.image = address(part.value);
-  samples.grad_image = address(part.grad_value);
+  const int64_t corners = 4 * (part.last_head - part.first_head) * (part.last_point - part.first_point);
+  Walk<T, T, true> walk(p, part, corners);
+  T *dots = walk.samples.extra();
   for (int64_t query = part.first_query; query < part.last_query; ++query) {
-    const int64_t row = part.image * p.queries + query, skip = row * all + part.first_head * p.points;
-    prefetch(p.locations + 2 * (skip + ahead * all), 2 * heads * p.points);
-    prefetch(p.weights + skip + ahead * all, heads * p.points);
-    prefetch(p.grad_output + (row + ahead) * channels + part.first_head * p.depth, heads * p.depth);
-    locate<true>(p, part.step, p.locations + 2 * skip, p.weights + skip, samples);
-    for (int64_t head = 0; head < heads; ++head) {
-      const T *__restrict above = p.grad_output + row * channels + (part.first_head + head) * p.depth;
-      for (int64_t i = 4 * head * p.points; i < 4 * (head + 1) * p.points; ++i) {
-        const T *__restrict from = at<T>(samples.cell[i]) + head * p.depth;
-        T *__restrict to = at<T>(samples.grad_cell[i]) + head * p.depth;
-        const T w = samples.weight[i];
+    const int64_t first = walk.to(query);
+    for (int64_t head = 0; head < walk.heads; ++head) {
+      const T *__restrict above = part.grad_output + (query - part.first_query) * part.row + head * p.depth;
+      for (int64_t i = 4 * head * walk.points; i < 4 * (head + 1) * walk.points; ++i) {
+        const T *__restrict from = at<T>(walk.samples.cell[i]) + head * p.depth;
+        T *__restrict to = at<T>(walk.samples.grad_cell[i]) + head * p.depth;
+        const T w = walk.samples.weight[i];
         T dot = 0;
         for (int64_t d = 0; d < p.depth; ++d) {
           dot += above[d] * from[d];
@@ -366,37 +413,27 @@ void backward_any(const Problem<T> &p, const Part<T> &part) {
         dots[i] = dot;
       }
     }
-    point_gradients(p, samples, dots, p.weights + skip, p.grad_locations + 2 * skip, p.grad_weights + skip);
+    point_gradients(walk, dots, first);
   }
 }
 
 // ---- choice by depth -----------------------------------------------------------------------------------------------
 
-// Whole vectors where the depth allows it: 1, 2 or 4 of the widest, or one of a narrower kind.
-template <typename T, int Bytes, bool Backward>
-void by_depth(const Problem<T> &p, const Part<T> &part) {
-  const int64_t bytes = p.depth * static_cast<int64_t>(sizeof(T));
-  constexpr bool widest = Bytes == CODETR_VECTOR_BYTES;
-  if constexpr (Backward) {
-    if (bytes == Bytes) return backward_fixed<T, Bytes, 1>(p, part);
-    if constexpr (widest) {
-      if (bytes == 2 * Bytes) return backward_fixed<T, Bytes, 2>(p, part);
-      if (bytes == 4 * Bytes) return backward_fixed<T, Bytes, 4>(p, part);
-    }
-  } else {
-    if (bytes == Bytes) return forward_fixed<T, Bytes, 1>(p, part);
-    if constexpr (widest) {
-      if (bytes == 2 * Bytes) return forward_fixed<T, Bytes, 2>(p, part);
-      if (bytes == 4 * Bytes) return forward_fixed<T, Bytes, 4>(p, part);
-    }
-  }
-  if constexpr (Bytes > 16) {
-    by_depth<T, Bytes / 2, Backward>(p, part);
-  } else if constexpr (Backward) {
-    backward_any(p, part);
-  } else {
-    forward_any(p, part);
-  }
+// 16-bit values come with these three depths only.
+template <typename T, typename S>
+void forward(const Problem<T> &p, const Part<T> &part) {
+  if (p.depth == 16) return forward_fixed<T, S, 16>(p, part);
+  if (p.depth == 32) return forward_fixed<T, S, 32>(p, part);
+  if (p.depth == 64) return forward_fixed<T, S, 64>(p, part);
+  if constexpr (sizeof(S) == sizeof(T)) forward_any<T>(p, part);
+}
+
+template <typename T, typename S>
+void backward(const Problem<T> &p, const Part<T> &part) {
+  if (p.depth == 16) return backward_fixed<T, S, 16>(p, part);
+  if (p.depth == 32) return backward_fixed<T, S, 32>(p, part);
+  if (p.depth == 64) return backward_fixed<T, S, 64>(p, part);
+  if constexpr (sizeof(S) == sizeof(T)) backward_any<T>(p, part);
 }
 
 }  // namespace
@@ -406,7 +443,9 @@ void by_depth(const Problem<T> &p, const Part<T> &part) {
 extern const InstructionSet CODETR_SET;
 const InstructionSet CODETR_SET = {
     CODETR_STRING(CODETR_SET),
-    {by_depth<float, CODETR_VECTOR_BYTES, false>, by_depth<float, CODETR_VECTOR_BYTES, true>},
+    {forward<float, float>, backward<float, float>},
+    {forward<float, BFloat16>, backward<float, BFloat16>},
+    {forward<float, Half>, backward<float, Half>},
     {forward_any<double>, backward_any<double>},  // for checks of gradients, not for speed
 };
 

@@ -26,10 +26,10 @@ class Inputs:
     grad: Tensor
 
     def to(self, dtype: torch.dtype) -> Inputs:
-        """The same numbers in another type."""
-        tensors = (self.value, self.locations, self.weights, self.grad)
-        value, locations, weights, grad = (t.to(dtype) for t in tensors)
-        return Inputs(value, self.shapes, locations, weights, grad)
+        """The same numbers in another type; locations and weights in the one that is computed in."""
+        computed = torch.float64 if dtype == torch.float64 else torch.float32
+        locations, weights = self.locations.to(computed), self.weights.to(computed)
+        return Inputs(self.value.to(dtype), self.shapes, locations, weights, self.grad.to(dtype))
 
     def run(self, backend: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Output, then the gradients of value, locations and weights."""
