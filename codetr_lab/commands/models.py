@@ -18,7 +18,7 @@ class Models:
         for name in list_models():
             model = create_model(name)
             sizes = {key: parameter.numel() for key, parameter in model.named_parameters()}
-            training_only = ("heads.", "customizers.", "pyramid.")
+            training_only = ("heads.", "customizers.", "pyramid.") if model.decoder else ()
             used = sum(size for key, size in sizes.items() if not key.startswith(training_only))
             heads = ", ".join(model.config.aux_heads) or "none"
             print(f"{name:<28}{sum(sizes.values()) / 1e6:>10.2f} M{used / 1e6:>10.2f} M  {heads}")

@@ -20,8 +20,8 @@ class Predict:
     """Image files."""
     model: str = "lab_co_k2"
     """A run's folder or the name of a shipped model."""
-    heads: str = "detr"
-    """Comma-separated: `detr,atss,faster_rcnn`."""
+    heads: str | None = None
+    """Comma-separated: `detr,atss,faster_rcnn`. Left out: the decoder, or the first head where there is none."""
     threshold: float = 0.3
     """Leave out detections with a lower score."""
     out: Path | None = None
@@ -37,7 +37,7 @@ class Predict:
 
         if not self.images:
             raise ConfigError("no image given; write codetr predict IMAGE --model NAME")
-        model, heads = load(self.model), split_names(self.heads)
+        model, heads = load(self.model), split_names(self.heads) if self.heads else None
         classes, records, taken = model.config.classes, list[dict[str, Any]](), set[str]()
         for path in self.images:
             image = load_image(path)

@@ -190,7 +190,7 @@ def detect_all(
     model: CoDETR,
     dataset: DetectionDataset,
     *,
-    heads: Sequence[str] = ("detr",),
+    heads: Sequence[str] | None = None,
     batch_size: int = 8,
     device: torch.device | str | None = None,
     progress: bool = True,
@@ -198,7 +198,7 @@ def detect_all(
     """COCO result records of every image by head, one forward pass per batch, boxes in the pixels of the file.
 
     Args:
-        heads: `detr` and names of auxiliary heads.
+        heads: of the model's `detectors`; by default the main head.
         device: where the model is moved to and stays; by default it is used where it is.
         progress: show a bar.
 
@@ -208,8 +208,9 @@ def detect_all(
     """
     if not len(dataset):
         raise EvaluationError(f"{dataset.name}: has no images to evaluate on")
+    heads = model.detectors[:1] if heads is None else heads
     if not heads:
-        raise EvaluationError("no head to evaluate; name at least one, for example detr")
+        raise EvaluationError(f"no head to evaluate; name at least one of {', '.join(model.detectors)}")
     if model.config.num_classes != len(dataset.classes):
         raise EvaluationError(
             f"{dataset.name}: has {len(dataset.classes)} classes, the model knows {model.config.num_classes}; "
@@ -237,7 +238,7 @@ def evaluate(
     model: CoDETR,
     dataset: DetectionDataset,
     *,
-    heads: Sequence[str] = ("detr",),
+    heads: Sequence[str] | None = None,
     batch_size: int = 8,
     device: torch.device | str | None = None,
     progress: bool = True,

@@ -62,11 +62,6 @@ class TrainResult:
     out: Path
 
 
-def main_head(config: CoDETRConfig) -> str:
-    """The head whose detections count: the decoder, or the first auxiliary head where there is no decoder."""
-    return "detr" if config.transformer.decoder_layers else config.aux_heads[0]
-
-
 def resolve(
     config: CoDETRConfig, train_data: DetectionDataset, val_data: DetectionDataset | None, options: TrainOptions
 ) -> CoDETRConfig:
@@ -338,16 +333,16 @@ class _Run:
         history = self.log.history if self.log else []
         done = any("metrics" in record and record["step"] == self.step for record in history)
         if self.accelerator.is_main_process and self.log is not None and not done:
+            head = self.model.detectors[0]
             with torch.random.fork_rng():
                 self.metrics = evaluate(
-                    self.model, self.val_data, heads=(main_head(self.config),), limit=self.options.eval_images,
+                    self.model, self.val_data, heads=(head,), limit=self.options.eval_images,
                     progress=self.options.progress,
                 )  # fmt: skip
-            numbers = {head: metrics.stats for head, metrics in self.metrics.items()}
+            numbers = {name: metrics.stats for name, metrics in self.metrics.items()}
             self.log.add({"step": self.step, "seconds": round(self.seconds(), 3), "metrics": numbers})
             if bar is not None:
-                ap = self.metrics[main_head(self.config)].stats["AP"]
-                bar.write(f"step {self.step}: AP {ap:.3f}")
+                bar.write(f"step {self.step}: AP {self.metrics[head].ap:.3f}")
         self.accelerator.wait_for_everyone()
         self.wrapped.train()
 

@@ -83,7 +83,7 @@ def measure(model: CoDETR, dataset: DetectionDataset, batch_size: int = 8) -> di
     """The numbers of a trained model on a data set that it has not seen.
 
     Returns:
-        `ap` and `ap50` of the decoder; `ap_by_head`; `positives_per_object`, the sum over the decoder's original
+        `ap` and `ap50` of the main head; `ap_by_head`; `positives_per_object`, the sum over the decoder's original
         queries and all heads, and `positives_by_head`; `iof_iob_area` under the mean curve of the encoder's memory
         against boxes, and `iof_iob_area_per_image`, the mean of the images' own areas; `aux_heads`; `eval_seconds`.
     """
@@ -100,8 +100,8 @@ def measure(model: CoDETR, dataset: DetectionDataset, batch_size: int = 8) -> di
     by_head = positives.result()
     return {
         "aux_heads": list(model.heads),
-        "ap": metrics["detr"].ap,
-        "ap50": metrics["detr"].ap50,
+        "ap": metrics[model.detectors[0]].ap,
+        "ap50": metrics[model.detectors[0]].ap50,
         "ap_by_head": {head: m.ap for head, m in metrics.items()},
         "positives_per_object": sum(by_head.values()),
         "positives_by_head": by_head,

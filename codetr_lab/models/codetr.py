@@ -27,6 +27,8 @@ from codetr_lab.structures import Detections, HeadOutput, ImageBatch, Proposals,
 class CoDETR(nn.Module):
     """Co-Deformable-DETR with K = len(config.aux_heads) auxiliary heads; K = 0 is two-stage Deformable-DETR++.
 
+    With `transformer.decoder_layers=0` there is no decoder: a dense detector, whose first head's detections count.
+
     `model(batch, targets)` in training mode gives losses, `model(batch)` in evaluation mode detections, and
     `model.trace` everything in between. Evaluation uses the original queries alone and runs no auxiliary head.
     """
@@ -41,25 +43,27 @@ class CoDETR(nn.Module):
         last = self.backbone.strides[-1]
         self.strides = (*self.backbone.strides, *(last * 2 ** (i + 1) for i in range(shape.extra_levels + 1)))
         self.encoder = Encoder(shape, levels)
-        self.selection = QuerySelection(config)
-        self.decoder = Decoder(shape, levels, config.num_classes)
+        self.selection = QuerySelection(config) if shape.decoder_layers else None
+        self.decoder = Decoder(shape, levels, config.num_classes) if shape.decoder_layers else None
         self.heads = build_heads(config, self.strides)
         if len(self.heads):
             self.pyramid = Pyramid(shape.hidden_dim, shape.norm_groups)
             self.pyramid.requires_grad_(config.aux_losses or config.queries.features)  # else no loss reaches it
         customized = self.heads if config.customized_queries else ()
-        self.customizers = nn.ModuleDict({name: QueryCustomizer(config) for name in customized})
+        self.customizers = nn.ModuleDict({name: QueryCustomizer(config) for name in customized if self.decoder})
         self._reset_transformer()
 
     @property
     def detectors(self) -> tuple[str, ...]:
-        """The heads that can detect, `detr` first: auxiliary heads without losses of their own cannot."""
-        return ("detr", *(self.heads if self.config.aux_losses else ()))
+        """Who can detect, the main head first: `detr` where there is a decoder, then auxiliary heads with losses."""
+        return (*(("detr",) if self.decoder else ()), *(self.heads if self.config.aux_losses else ()))
 
     def _reset_transformer(self) -> None:
         """Initial values as released: Xavier for every matrix, the ring for deformable attention, N(0,1) for levels."""
-        selection = self.selection
-        for part in (self.encoder, self.decoder.layers, selection.enc_output, selection.pos_trans, self.customizers):
+        parts: list[nn.Module] = [self.encoder]
+        if self.decoder and self.selection:
+            parts += [self.decoder.layers, self.selection.enc_output, self.selection.pos_trans, self.customizers]
+        for part in parts:
             for parameter in part.parameters():
                 if parameter.ndim > 1:
                     nn.init.xavier_uniform_(parameter)
@@ -84,12 +88,13 @@ class CoDETR(nn.Module):
         return self._flow(batch, targets).losses
 
     @torch.no_grad()
-    def detect(self, batch: ImageBatch, heads: Sequence[str] = ("detr",)) -> list[dict[str, Detections]]:
-        """What each of `heads` (`detr` or an auxiliary head's name) finds per image, in the batch's pixels.
+    def detect(self, batch: ImageBatch, heads: Sequence[str] | None = None) -> list[dict[str, Detections]]:
+        """What each of `heads` (of `detectors`; by default the main head) finds per image, in the batch's pixels.
 
         Raises:
             ConfigError: the model has no such head, or it is untrained (`aux_losses` is off).
         """
+        heads = self.detectors[:1] if heads is None else heads
         names = [name for name in heads if name != "detr"]
         for name in heads:
             if name not in self.detectors:
@@ -102,9 +107,9 @@ class CoDETR(nn.Module):
         return [{name: found[name][image] for name in heads} for image in range(len(batch))]
 
     def predict(
-        self, images: Sequence[Any], heads: Sequence[str] = ("detr",), batch_size: int = 8
+        self, images: Sequence[Any], heads: Sequence[str] | None = None, batch_size: int = 8
     ) -> list[dict[str, Detections]]:
-        """Detect on paths, PIL images or (H,W,3) uint8 arrays of any size; boxes in each image's own pixels.
+        """As `detect`, on paths, PIL images or (H,W,3) uint8 arrays of any size; boxes in each image's own pixels.
 
         Raises:
             ImageError: an image cannot be read; names it.
@@ -152,7 +157,12 @@ class CoDETR(nn.Module):
         levels = memory.levels()
         if keep:  # everything after reads the very tensors that the trace shows, so that Grad-CAM finds them
             memory = replace(memory, tokens=torch.cat([level.flatten(2).transpose(1, 2) for level in levels], 1))
-        proposals, original = self.selection(memory)
+        if self.decoder is None and not self.training:
+            heads = tuple(dict.fromkeys((*self.detectors[:1], *heads)))
+        proposals, queries = None, []
+        if self.selection is not None:
+            proposals, original = self.selection(memory)
+            queries = [original]
         aux_heads = cast("dict[str, AuxHead]", dict(self.heads.items()))
         pyramid = self.pyramid(levels) if heads or (aux_heads and targets is not None) else []
 
@@ -168,11 +178,17 @@ class CoDETR(nn.Module):
             found = aux_heads[name].predict(pyramid, batch)
             outputs[name] = replace(outputs.get(name, HeadOutput(name)), detections=found)
 
-        groups = self.decoder([original, *(group.query for group in customized.values())], memory, traced=keep)
+        groups = {}
+        if self.decoder is not None:
+            groups = self.decoder([*queries, *(group.query for group in customized.values())], memory, traced=keep)
         losses: dict[str, Tensor] = {}
         if targets is not None:
             proposals, groups, losses = self._losses(proposals, groups, customized, outputs, targets, batch, keep)
-        detections = [] if self.training else self._detections(groups["original"], batch)
+        detections = []
+        if not self.training:
+            detections = (
+                self._detections(groups["original"], batch) if groups else outputs[self.detectors[0]].detections
+            )
         return Trace(
             batch, None if targets is None else list(targets), levels, pyramid, self.strides, proposals, groups,
             outputs, losses, detections,
@@ -180,27 +196,28 @@ class CoDETR(nn.Module):
 
     def _losses(
         self,
-        proposals: Proposals,
+        proposals: Proposals | None,
         groups: dict[str, QueryGroup],
         customized: dict[str, CustomizedGroup],
         outputs: dict[str, HeadOutput],
         targets: Sequence[Target],
         batch: ImageBatch,
         keep: bool,
-    ) -> tuple[Proposals, dict[str, QueryGroup], dict[str, Tensor]]:
+    ) -> tuple[Proposals | None, dict[str, QueryGroup], dict[str, Tensor]]:
         """Eq. 6: the original branch, lambda_1 times each customized one, the encoder's and the heads' own losses."""
         truth = PaddedTargets.of(targets, batch)
         match = self.config.match
         total: dict[str, Tensor] = {}
 
-        objects = truth.as_objects()
-        every = (proposals.logits[None], proposals.boxes_cxcywh[None])
-        gt_index = objects.match(*every, match)
-        total |= {f"encoder.{t}": v[0] for t, v in set_losses(*every, gt_index, objects, match).items()}
-        if keep:
-            as_objects = [target | {"labels": torch.zeros_like(target["labels"])} for target in targets]
-            records = group_assignments(*every, gt_index, as_objects, batch, self.config)
-            proposals = replace(proposals, assignments=records[0])
+        if proposals is not None:
+            objects = truth.as_objects()
+            every = (proposals.logits[None], proposals.boxes_cxcywh[None])
+            gt_index = objects.match(*every, match)
+            total |= {f"encoder.{t}": v[0] for t, v in set_losses(*every, gt_index, objects, match).items()}
+            if keep:
+                as_objects = [target | {"labels": torch.zeros_like(target["labels"])} for target in targets]
+                records = group_assignments(*every, gt_index, as_objects, batch, self.config)
+                proposals = replace(proposals, assignments=records[0])
 
         for name, group in groups.items():
             predictions = (group.logits, group.boxes_cxcywh)

@@ -55,7 +55,7 @@ class BackboneConfig:
 
 @dataclass(frozen=True)
 class TransformerConfig:
-    """Encoder and decoder. `decoder_layers=0` means no decoder: a dense detector."""
+    """Encoder and decoder. `decoder_layers=0` means no decoder: a dense detector, its first head the main one."""
 
     hidden_dim: int = 256
     heads: int = 8
@@ -205,8 +205,11 @@ class CoDETRConfig:
 
     @property
     def aux_loss_factor(self) -> float:
-        """What multiplies an auxiliary head's losses: lambda_2, once per decoder layer as the sum of Eq. 6 says."""
-        return self.lambda_2 * max(1, self.transformer.decoder_layers)
+        """What multiplies an auxiliary head's losses: lambda_2, once per decoder layer as the sum of Eq. 6 says.
+
+        One where there is no decoder: a dense detector is trained with its heads' own losses.
+        """
+        return self.lambda_2 * self.transformer.decoder_layers if self.transformer.decoder_layers else 1.0
 
     def __post_init__(self) -> None:
         if self.classes and len(self.classes) != self.num_classes:
@@ -214,6 +217,10 @@ class CoDETRConfig:
         for name in ("num_classes", "num_queries"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.transformer.decoder_layers < 0:
+            raise ConfigError(f"transformer.decoder_layers must not be negative, got {self.transformer.decoder_layers}")
+        if not self.transformer.decoder_layers and not (self.aux_heads and self.aux_losses):
+            raise ConfigError("a model without decoder needs a head with losses: add aux_heads=('atss',)")
         if self.transformer.hidden_dim % self.transformer.heads:
             raise ConfigError(
                 f"transformer.hidden_dim {self.transformer.hidden_dim} is not a multiple of its "

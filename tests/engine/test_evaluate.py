@@ -205,6 +205,8 @@ def test_the_table_shows_every_head_and_class():
 class Oracle(CoDETR):
     """Finds every object, exactly with `detr`, and shifted by a quarter of its side with `atss`."""
 
+    detectors = ("detr", "atss")
+
     def __init__(self, model: CoDETR, dataset: DetectionDataset) -> None:
         torch.nn.Module.__init__(self)
         self.config = model.config
