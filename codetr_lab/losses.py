@@ -18,6 +18,13 @@ def sigmoid_focal_loss(logits: Tensor, one_hot: Tensor, alpha: float = 0.25, gam
     return F.binary_cross_entropy_with_logits(logits, one_hot, reduction="none") * weight
 
 
+def quality_focal_loss(logits: Tensor, one_hot: Tensor, quality: Tensor, beta: float = 2.0) -> Tensor:
+    """Quality focal loss (Li et al., 2020) by element: where `one_hot` is 1, the IoU `quality` is the target."""
+    target = one_hot * quality
+    distance = (target - logits.sigmoid()).abs()
+    return F.binary_cross_entropy_with_logits(logits, target, reduction="none") * distance.pow(beta)
+
+
 def giou_loss(boxes: Tensor, target_boxes: Tensor, eps: float = 1e-6) -> Tensor:
     """1 - GIoU of paired (...,4) xyxy boxes, in [0,2]. `eps` floors areas (release: 1e-6, in the heads too)."""
     return 1 - box_ops.giou(boxes, target_boxes, eps)

@@ -378,7 +378,8 @@ class Proposals(TensorRecord):
         logits: (B,S,C). `boxes_cxcywh`: (B,S,4) normalised.
         index: (B,Q) long, the selected tokens, best first.
         valid: (B,S) bool; False where padded or too near the border, whose box is (1,1,1,1).
-        assignments: per image, what the encoder's loss matched; empty without targets.
+        assignments: per image, what the encoder's loss matched (all tokens or the selected ones, as the model's
+            `decoder.encoder_loss` says); empty without targets.
     """
 
     logits: Tensor
@@ -386,6 +387,11 @@ class Proposals(TensorRecord):
     index: Tensor
     valid: Tensor
     assignments: list[Assignment] = field(default_factory=list)
+
+    def selected(self) -> tuple[Tensor, Tensor]:
+        """(B,Q,C) logits and (B,Q,4) boxes of the tokens at `index`."""
+        rows = torch.arange(len(self.index), device=self.index.device)[:, None]
+        return self.logits[rows, self.index], self.boxes_cxcywh[rows, self.index]
 
 
 @dataclass(frozen=True)

@@ -103,12 +103,24 @@ class GroupedSelfAttention(nn.Module):
 
 
 class GroupView:
-    """Where one group lies among all queries, which slices it sees, and which of those keys are empty slots."""
+    """Where one group lies among all queries, and what it sees.
 
-    def __init__(self, own: slice, sees: Sequence[slice], empty: Tensor | None = None) -> None:
-        """`empty` (B,Q) bool marks slots of the group itself that nobody but themselves may attend to."""
-        self.own, self.sees = own, sees
-        self.mask = None
-        if empty is not None and empty.any():
-            itself = torch.eye(empty.shape[1], dtype=torch.bool, device=empty.device)
-            self.mask = (~empty[:, None, :] | itself)[:, None]
+    Attributes:
+        own: the group's slice. `sees`: the slices it attends to, its own first.
+        mask: None where every query sees all of these, else (Q,keys) or (B,1,Q,keys) bool, True = sees.
+    """
+
+    def __init__(self, own: slice, others: Sequence[slice], empty: Tensor, subgroup: int = 0) -> None:
+        """`empty` (B,Q) bool: slots that only themselves may attend to; `subgroup`: so many queries see each other."""
+        self.own, self.sees = own, [own, *others]
+        self.mask: Tensor | None = None
+        queries = empty.shape[1]
+        if subgroup:
+            part = torch.arange(queries, device=empty.device) // subgroup
+            self.mask = part[:, None] == part
+        if empty.any():
+            itself = torch.eye(queries, dtype=torch.bool, device=empty.device)
+            within = ~empty[:, None, :] | itself
+            self.mask = (within if self.mask is None else within & self.mask)[:, None]
+        if self.mask is not None:
+            self.mask = F.pad(self.mask, (0, sum(other.stop - other.start for other in others)), value=True)

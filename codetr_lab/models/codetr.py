@@ -10,22 +10,25 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from codetr_lab import boxes as box_ops
 from codetr_lab.models.attention import DeformableAttention
 from codetr_lab.models.backbones import Backbone
 from codetr_lab.models.config import CoDETRConfig, ConfigError, unknown
+from codetr_lab.models.criterion import detector_losses
 from codetr_lab.models.decoder import Decoder
+from codetr_lab.models.denoising import Denoising
+from codetr_lab.models.detection import detections
 from codetr_lab.models.encoder import Encoder
 from codetr_lab.models.heads import AuxHead, build_heads
 from codetr_lab.models.neck import Neck, Pyramid
-from codetr_lab.models.queries import CustomizedGroup, QueryCustomizer, QuerySelection
-from codetr_lab.models.set_loss import PaddedTargets, given_assignments, group_assignments, set_losses
+from codetr_lab.models.queries import CUSTOMIZERS, AssignedGroup
+from codetr_lab.models.selection import SELECTIONS
+from codetr_lab.models.set_loss import PaddedTargets
 from codetr_lab.models.targets import check_targets
-from codetr_lab.structures import Detections, HeadOutput, ImageBatch, Proposals, QueryGroup, Target, Trace
+from codetr_lab.structures import Detections, HeadOutput, ImageBatch, Target, Trace
 
 
 class CoDETR(nn.Module):
-    """Co-Deformable-DETR with K = len(config.aux_heads) auxiliary heads; K = 0 is two-stage Deformable-DETR++.
+    """Co-Deformable-DETR or Co-DINO with K = len(config.aux_heads) auxiliary heads; K = 0 is the plain detector.
 
     With `transformer.decoder_layers=0` there is no decoder: a dense detector, whose first head's detections count.
 
@@ -43,14 +46,16 @@ class CoDETR(nn.Module):
         last = self.backbone.strides[-1]
         self.strides = (*self.backbone.strides, *(last * 2 ** (i + 1) for i in range(shape.extra_levels + 1)))
         self.encoder = Encoder(shape, levels)
-        self.selection = QuerySelection(config) if shape.decoder_layers else None
-        self.decoder = Decoder(shape, levels, config.num_classes) if shape.decoder_layers else None
+        scheme = config.decoder.scheme
+        self.selection = SELECTIONS[scheme](config) if shape.decoder_layers else None
+        self.decoder = Decoder(config, levels) if shape.decoder_layers else None
         self.heads = build_heads(config, self.strides)
         if len(self.heads):
             self.pyramid = Pyramid(shape.hidden_dim, shape.norm_groups)
             self.pyramid.requires_grad_(config.aux_losses or config.queries.features)  # else no loss reaches it
+        self.denoising = Denoising(config) if config.denoising.queries and self.decoder else None
         customized = self.heads if config.customized_queries else ()
-        self.customizers = nn.ModuleDict({name: QueryCustomizer(config) for name in customized if self.decoder})
+        self.customizers = nn.ModuleDict({name: CUSTOMIZERS[scheme](config) for name in customized if self.decoder})
         self._reset_transformer()
 
     @property
@@ -62,7 +67,9 @@ class CoDETR(nn.Module):
         """Initial values as released: Xavier for every matrix, the ring for deformable attention, N(0,1) for levels."""
         parts: list[nn.Module] = [self.encoder]
         if self.decoder and self.selection:
-            parts += [self.decoder.layers, self.selection.enc_output, self.selection.pos_trans, self.customizers]
+            parts += [self.decoder.layers, *self.selection.projections(), self.customizers]
+            if self.decoder.ref_point_head is not None:
+                parts.append(self.decoder.ref_point_head)
         for part in parts:
             for parameter in part.parameters():
                 if parameter.ndim > 1:
@@ -167,93 +174,36 @@ class CoDETR(nn.Module):
         pyramid = self.pyramid(levels) if heads or (aux_heads and targets is not None) else []
 
         outputs: dict[str, HeadOutput] = {}
-        customized: dict[str, CustomizedGroup] = {}
+        assigned: dict[str, AssignedGroup] = {}
         if targets is not None:
             targets = check_targets(targets, batch, self.config.num_classes)
+            if self.denoising is not None:
+                assigned["denoising"] = self.denoising(PaddedTargets.of(targets, batch), generator)
             for name, head in aux_heads.items():
                 outputs[name] = head.supervise(pyramid, batch, targets, generator)
                 if name in self.customizers:
-                    customized[name] = self.customizers[name](name, outputs[name].positives, batch.whwh(), generator)
+                    assigned[name] = self.customizers[name](name, outputs[name].positives, batch.whwh(), generator)
         for name in heads:
             found = aux_heads[name].predict(pyramid, batch)
             outputs[name] = replace(outputs.get(name, HeadOutput(name)), detections=found)
 
         groups = {}
         if self.decoder is not None:
-            groups = self.decoder([*queries, *(group.query for group in customized.values())], memory, traced=keep)
+            groups = self.decoder([*queries, *(group.query for group in assigned.values())], memory, traced=keep)
         losses: dict[str, Tensor] = {}
         if targets is not None:
-            proposals, groups, losses = self._losses(proposals, groups, customized, outputs, targets, batch, keep)
-        detections = []
+            proposals, groups, losses = detector_losses(
+                self.config, proposals, groups, assigned, outputs, targets, batch, keep
+            )
+        found = []
         if not self.training:
-            detections = (
-                self._detections(groups["original"], batch) if groups else outputs[self.detectors[0]].detections
+            found = (
+                detections(groups["original"], batch, self.config) if groups else outputs[self.detectors[0]].detections
             )
         return Trace(
             batch, None if targets is None else list(targets), levels, pyramid, self.strides, proposals, groups,
-            outputs, losses, detections,
+            outputs, losses, found,
         )  # fmt: skip
-
-    def _losses(
-        self,
-        proposals: Proposals | None,
-        groups: dict[str, QueryGroup],
-        customized: dict[str, CustomizedGroup],
-        outputs: dict[str, HeadOutput],
-        targets: Sequence[Target],
-        batch: ImageBatch,
-        keep: bool,
-    ) -> tuple[Proposals | None, dict[str, QueryGroup], dict[str, Tensor]]:
-        """Eq. 6: the original branch, lambda_1 times each customized one, the encoder's and the heads' own losses."""
-        truth = PaddedTargets.of(targets, batch)
-        match = self.config.match
-        total: dict[str, Tensor] = {}
-
-        if proposals is not None:
-            objects = truth.as_objects()
-            every = (proposals.logits[None], proposals.boxes_cxcywh[None])
-            gt_index = objects.match(*every, match)
-            total |= {f"encoder.{t}": v[0] for t, v in set_losses(*every, gt_index, objects, match).items()}
-            if keep:
-                as_objects = [target | {"labels": torch.zeros_like(target["labels"])} for target in targets]
-                records = group_assignments(*every, gt_index, as_objects, batch, self.config)
-                proposals = replace(proposals, assignments=records[0])
-
-        for name, group in groups.items():
-            predictions = (group.logits, group.boxes_cxcywh)
-            if name in customized:
-                given = customized[name]
-                gt_index = given.gt_index.expand(len(group.logits), -1, -1)
-                values = set_losses(
-                    *predictions, gt_index, truth, match, weight=given.weight, positives=float(given.count)
-                )
-                values = {term: self.config.lambda_1 * value for term, value in values.items()}
-                records = given_assignments(
-                    given.boxes, given.gt_index, given.weight, targets, name, len(group.logits)
-                ) if keep else []  # fmt: skip
-            else:
-                gt_index = truth.match(*predictions, match)
-                values = set_losses(*predictions, gt_index, truth, match)
-                records = group_assignments(*predictions, gt_index, targets, batch, self.config) if keep else []
-            groups[name] = replace(group, assignments=records)
-            for term, value in values.items():
-                total |= {f"decoder.{name}.{layer}.{term}": v for layer, v in enumerate(value)}
-        for name, output in outputs.items():
-            total |= {f"aux.{name}.{term}": value for term, value in output.losses.items()}
-        return proposals, groups, total
-
-    def _detections(self, group: QueryGroup, batch: ImageBatch) -> list[Detections]:
-        """The best of all query-class pairs of the last layer, without NMS, clipped to the valid image."""
-        scores = group.logits[-1].sigmoid()
-        best, index = scores.flatten(1).topk(min(self.config.max_detections, scores[0].numel()), dim=1)
-        query = index // scores.shape[-1]
-        pixels = box_ops.cxcywh_to_xyxy(group.boxes_cxcywh[-1]) * batch.whwh()[:, None]
-        return [
-            Detections(
-                box_ops.clip(pixels[i, query[i]], size), best[i], index[i] % scores.shape[-1], query[i],
-            )
-            for i, size in enumerate(batch.valid_sizes)
-        ]  # fmt: skip
 
 
 class _evaluating(ExitStack):

@@ -67,13 +67,45 @@ class TransformerConfig:
     norm_groups: int = 32
     proposal_side: float = 0.05
     """Width and height of a token's proposal on the finest level; doubles with every level."""
+    checkpointed_layers: int = 0
+    """So many first encoder layers are computed again in the backward pass, which saves memory in training."""
     positional_temperature: float = 10000
     positional_offset: float = -0.5
 
 
 @dataclass(frozen=True)
+class DecoderConfig:
+    """What tells one DETR's decoder from another's. Defaults: two-stage Deformable-DETR++, as released."""
+
+    scheme: Literal["deformable", "dino"] = "deformable"
+    """Where queries' content and position come from (`selection.SELECTIONS`, `queries.CUSTOMIZERS`)."""
+    rank_by: Literal["first_class", "best_class"] = "first_class"
+    """The logit that ranks memory tokens: class 0, which `encoder_loss="objects"` trains, or each token's best."""
+    rank_invalid: bool = True
+    """Whether padded and border tokens can be selected too (paper vs. release: they can, as boxes (1,1,1,1))."""
+    final_norm: bool = False
+    """A LayerNorm before the class and box branches, but not before the refinement of references (DINO)."""
+    inverse_sigmoid_eps: float = 1e-5
+    classification_loss: Literal["focal", "quality_focal"] = "focal"
+    weight_classification: float = 2.0
+    weight_l1: float = 5.0
+    weight_giou: float = 2.0
+    encoder_loss: Literal["objects", "classes"] = "objects"
+    """All tokens with every label 0, or the selected tokens with real labels."""
+
+
+@dataclass(frozen=True)
+class DenoisingConfig:
+    """Contrastive denoising (DINO): about `queries` positives per image; 0 for none. Noise is in shares of 1."""
+
+    queries: int = 0
+    label_noise: float = 0.5
+    box_noise: float = 1.0
+
+
+@dataclass(frozen=True)
 class MatchConfig:
-    """The weights of the Hungarian costs, which are also the loss weights of the decoder."""
+    """The weights of the Hungarian costs. The focal loss shares `focal_alpha` and `focal_gamma`."""
 
     classification: float = 2.0
     l1: float = 5.0
@@ -194,9 +226,13 @@ class CoDETRConfig:
     lambda_1: float = 1.0
     lambda_2: float = 2.0
     max_detections: int = 100
+    soft_nms_iou: float | None = None
+    """From this IoU on, soft-NMS lowers the score of boxes of the same class; None for no NMS."""
     image: ImageConfig = field(default_factory=ImageConfig)
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     transformer: TransformerConfig = field(default_factory=TransformerConfig)
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    denoising: DenoisingConfig = field(default_factory=DenoisingConfig)
     match: MatchConfig = field(default_factory=MatchConfig)
     queries: QueryConfig = field(default_factory=QueryConfig)
     atss: ATSSConfig = field(default_factory=ATSSConfig)

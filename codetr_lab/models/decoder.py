@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from codetr_lab.boxes import inverse_sigmoid
 from codetr_lab.models.attention import DeformableAttention, GroupedSelfAttention, GroupView
-from codetr_lab.models.config import TransformerConfig
+from codetr_lab.models.config import CoDETRConfig, TransformerConfig
 from codetr_lab.models.encoder import Memory
+from codetr_lab.models.positional import box_encoding
 from codetr_lab.structures import EMPTY, QueryGroup
 
 
@@ -22,18 +23,21 @@ class QueryInput:
 
     Attributes:
         name: the group's name.
-        content: (B,Q,D). `position`: (B,Q,D).
-        reference_boxes: (B,Q,4) normalised cxcywh.
+        content: (B,Q,D).
+        position: (B,Q,D), for all layers; None where the decoder makes it from the references, layer by layer.
+        reference_boxes: (B,Q,4) normalised cxcywh, or (B,Q,2) their centres.
         kind: (B,Q) long.
         sees: names of the groups that it attends to besides itself.
+        subgroup: queries that see each other and no others of the group; 0 where all do.
     """
 
     name: str
     content: Tensor
-    position: Tensor
+    position: Tensor | None
     reference_boxes: Tensor
     kind: Tensor
     sees: tuple[str, ...] = ()
+    subgroup: int = 0
 
 
 class DecoderLayer(nn.Module):
@@ -77,42 +81,68 @@ def class_branch(dim: int, num_classes: int) -> nn.Linear:
     return branch
 
 
+class ReferencePositions(nn.Sequential):
+    """DINO's query positions: an MLP on the sine encoding of the reference, anew in every layer."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(nn.Linear(2 * dim, dim), nn.ReLU(), nn.Linear(dim, dim))
+        self.dim = dim
+
+    def forward(self, reference: Tensor) -> Tensor:
+        """(B,Q,4) boxes in units of the padded finest level to (B,Q,D)."""
+        return super().forward(box_encoding(reference[..., [1, 0, 2, 3]], self.dim))
+
+
+def moved(reference: Tensor, delta: Tensor, eps: float) -> Tensor:
+    """The box that the (...,4) logits `delta` make of a reference: a box, or a point (...,2)."""
+    logit = inverse_sigmoid(reference, eps)
+    return (delta + F.pad(logit, (0, 4 - logit.shape[-1]))).sigmoid()
+
+
+def group_views(groups: Sequence[QueryInput]) -> list[GroupView]:
+    """Who sees whom, when the groups' queries lie one after the other."""
+    sizes = [group.content.shape[1] for group in groups]
+    ends = torch.tensor(sizes).cumsum(0).tolist()
+    slices = {g.name: slice(end - size, end) for g, size, end in zip(groups, sizes, ends, strict=True)}
+    return [GroupView(slices[g.name], [slices[name] for name in g.sees], g.kind == EMPTY, g.subgroup) for g in groups]
+
+
 class Decoder(nn.Module):
     """All layers with their own class and box branches, shared by all groups (Sec. 3.3)."""
 
-    def __init__(self, config: TransformerConfig, levels: int, num_classes: int) -> None:
+    def __init__(self, config: CoDETRConfig, levels: int) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(DecoderLayer(config, levels) for _ in range(config.decoder_layers))
-        self.class_branches = nn.ModuleList(class_branch(config.hidden_dim, num_classes) for _ in self.layers)
-        self.box_branches = nn.ModuleList(box_branch(config.hidden_dim) for _ in self.layers)
+        shape, dim = config.transformer, config.transformer.hidden_dim
+        self.eps = config.decoder.inverse_sigmoid_eps
+        self.layers = nn.ModuleList(DecoderLayer(shape, levels) for _ in range(shape.decoder_layers))
+        self.class_branches = nn.ModuleList(class_branch(dim, config.num_classes) for _ in self.layers)
+        self.box_branches = nn.ModuleList(box_branch(dim) for _ in self.layers)
+        self.norm = nn.LayerNorm(dim) if config.decoder.final_norm else None
+        self.ref_point_head = ReferencePositions(dim) if config.decoder.scheme == "dino" else None
 
     def forward(self, groups: Sequence[QueryInput], memory: Memory, traced: bool = False) -> dict[str, QueryGroup]:
-        """Run all groups at once; what a group sees is decided by `QueryInput.sees` alone."""
-        sizes = [group.content.shape[1] for group in groups]
-        ends = torch.tensor(sizes).cumsum(0).tolist()
-        slices = {g.name: slice(end - size, end) for g, size, end in zip(groups, sizes, ends, strict=True)}
-        views = [
-            GroupView(
-                slices[g.name], [slices[g.name], *(slices[name] for name in g.sees)],
-                g.kind == EMPTY if not g.sees else None,
-            )
-            for g in groups
-        ]  # fmt: skip
-        x, position, reference = (
-            torch.cat([getattr(group, field) for group in groups], 1)
-            for field in ("content", "position", "reference_boxes")
-        )
-        to_padded = torch.cat([memory.valid_ratios] * 2, -1)[:, None]
+        """Run all groups at once; a group, or each of its subgroups, sees itself and the groups that it `sees`."""
+        views = group_views(groups)
+        x = torch.cat([group.content for group in groups], 1)
+        reference = torch.cat([group.reference_boxes for group in groups], 1)
+        fixed = [group.position for group in groups if group.position is not None]
+        position = torch.cat(fixed, 1) if fixed else torch.empty(0)
+        ratios = torch.cat([memory.valid_ratios] * 2, -1)[:, None]
         undetached = reference
         references, logits, boxes, locations, weights = [], [], [], [], []
         for layer, classify, regress in zip(self.layers, self.class_branches, self.box_branches, strict=True):
             references.append(reference)
-            x, where, weight = layer(x, position, reference[:, :, None] * to_padded, views, memory)
-            delta = regress(x)
-            logits.append(classify(x))
+            on_levels = reference[:, :, None] * ratios[..., : reference.shape[-1]]
+            if self.ref_point_head is not None:  # paper vs. release: the finest level's valid share for all levels
+                position = self.ref_point_head(on_levels[:, :, 0])
+            x, where, weight = layer(x, position, on_levels, views, memory)
+            output, delta = x, regress(x)
+            if self.norm is not None:  # as released: DINO's heads read the normed output, its refinement the plain one
+                output = self.norm(x)
+            logits.append(classify(output))
             # Look forward twice (DINO, Zhang et al., 2022): the same number, but its gradient reaches the layer before.
-            boxes.append((delta + inverse_sigmoid(undetached)).sigmoid())
-            undetached = (delta + inverse_sigmoid(reference)).sigmoid()
+            boxes.append(moved(undetached, delta if output is x else regress(output), self.eps))
+            undetached = moved(reference, delta, self.eps)
             reference = undetached.detach()
             if traced:
                 locations.append(where)
@@ -120,10 +150,9 @@ class Decoder(nn.Module):
         outputs = [torch.stack(items) for items in (references, logits, boxes)]
         attention = [torch.stack(items) if traced else None for items in (locations, weights)]
 
-        def of(group: QueryInput) -> QueryGroup:
-            own = slices[group.name]
+        def of(group: QueryInput, own: slice) -> QueryGroup:
             references, logits, boxes = (item[:, :, own] for item in outputs)
             where, weight = (None if item is None else item[:, :, own] for item in attention)
             return QueryGroup(group.name, references, logits, boxes, group.kind, [], where, weight)
 
-        return {group.name: of(group) for group in groups}
+        return {group.name: of(group, view.own) for group, view in zip(groups, views, strict=True)}

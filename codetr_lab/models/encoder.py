@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from codetr_lab.models.attention import DeformableAttention
 from codetr_lab.models.config import TransformerConfig
@@ -82,8 +83,12 @@ class Encoder(nn.Module):
         flat_mask = torch.cat([mask.flatten(1) for mask in masks], 1) if pad_mask.any() else None
         reference = _cell_centres(shapes, valid_ratios)
         x = torch.cat([level.flatten(2).transpose(1, 2) for level in levels], 1)
-        for layer in self.layers:
-            x = layer(x, position, reference, shapes, flat_mask)
+        for index, layer in enumerate(self.layers):
+            arguments = (x, position, reference, shapes, flat_mask)
+            if index < self.config.checkpointed_layers and torch.is_grad_enabled() and self.training:
+                x = checkpoint(layer, *arguments, use_reentrant=False)
+            else:
+                x = layer(*arguments)
         return Memory(x, flat_mask, shapes, valid_ratios)
 
 

@@ -16,6 +16,8 @@ from codetr_lab.models.config import (
     ATSSConfig,
     BackboneConfig,
     CoDETRConfig,
+    DecoderConfig,
+    DenoisingConfig,
     FasterRCNNConfig,
     ImageConfig,
     QueryConfig,
@@ -52,8 +54,27 @@ def _lab(preset: str, aux_heads: tuple[str, ...]) -> CoDETRConfig:
     )  # fmt: skip
 
 
+def _dino(preset: str, **transformer: int) -> CoDETRConfig:
+    """The release's `co_dino_5scale_r50_1x_coco`: strides 4 to 64, 900 queries, denoising."""
+    return CoDETRConfig(
+        preset=preset, num_queries=900, max_detections=300, soft_nms_iou=0.8,
+        backbone=BackboneConfig(out_indices=(1, 2, 3, 4)),
+        transformer=TransformerConfig(positional_temperature=20, positional_offset=0.0, **transformer),
+        decoder=DecoderConfig(
+            scheme="dino", rank_by="best_class", final_norm=True, inverse_sigmoid_eps=1e-3,
+            classification_loss="quality_focal", weight_classification=1.0, encoder_loss="classes",
+        ),
+        denoising=DenoisingConfig(queries=100),
+        queries=QueryConfig(features=False),
+        faster_rcnn=FasterRCNNConfig(roi_levels=5, roi_finest_scale=56),
+        recipe=RecipeConfig(lr_multipliers=(("backbone", 0.1),)),
+    )  # fmt: skip
+
+
 _PRESETS = {
     "co_deformable_detr_r50": CoDETRConfig(),
+    "co_dino_5scale_r50": _dino("co_dino_5scale_r50", checkpointed_layers=4),
+    "co_dino_5scale_9encoder_r50": _dino("co_dino_5scale_9encoder_r50", encoder_layers=9, checkpointed_layers=9),
     "lab_baseline": _lab("lab_baseline", ()),
     "lab_co_k1": _lab("lab_co_k1", ("atss",)),
     "lab_co_k2": _lab("lab_co_k2", ("atss", "faster_rcnn")),

@@ -1,4 +1,4 @@
-"""Where queries come from: the encoder's own proposals (two-stage), and the auxiliary heads' positives (Eq. 4)."""
+"""Customized positive queries: an auxiliary head's positives become queries (Eq. 4). One class per `decoder.scheme`."""
 
 from __future__ import annotations
 
@@ -11,76 +11,22 @@ from torch import Tensor, nn
 from codetr_lab import boxes as box_ops
 from codetr_lab.draws import choose
 from codetr_lab.models.config import CoDETRConfig
-from codetr_lab.models.decoder import QueryInput, box_branch, class_branch
-from codetr_lab.models.encoder import Memory, cell_grid
+from codetr_lab.models.decoder import QueryInput
 from codetr_lab.models.positional import box_encoding
-from codetr_lab.structures import EMPTY, NEGATIVE, PADDING_NEGATIVE, PLAIN, Positives, Proposals
-
-
-class QuerySelection(nn.Module):
-    """Two-stage selection: every memory token proposes a box, the best become the original queries Q_0.
-
-    Mixed selection, as released: boxes and positions come from the tokens, content is learned. Paper vs. release:
-    the release ranks by the logit of class 0, which its encoder loss trains as "object".
-    """
-
-    def __init__(self, config: CoDETRConfig) -> None:
-        super().__init__()
-        self.config = config
-        dim = config.transformer.hidden_dim
-        self.enc_output = nn.Linear(dim, dim)
-        self.enc_output_norm = nn.LayerNorm(dim)
-        self.class_branch = class_branch(dim, config.num_classes)
-        self.box_branch = box_branch(dim)
-        self.pos_trans = nn.Linear(2 * dim, 2 * dim)
-        self.pos_trans_norm = nn.LayerNorm(2 * dim)
-        self.query_embedding = nn.Embedding(config.num_queries, dim)
-
-    def forward(self, memory: Memory) -> tuple[Proposals, QueryInput]:
-        """Memory to all proposals and the group of original queries."""
-        prior, valid = self._priors(memory)
-        tokens = self.enc_output_norm(self.enc_output(memory.tokens * valid[..., None]))
-        logits = self.class_branch(tokens)
-        # An invalid token's prior is infinite, so its box is (1,1,1,1), as in the release.
-        unactivated = self.box_branch(tokens) + prior
-        index = self.select(logits)
-        chosen = unactivated.gather(1, index[..., None].expand(-1, -1, 4)).detach()
-        encoded = box_encoding(chosen.sigmoid(), self.config.transformer.hidden_dim)
-        position = self.pos_trans_norm(self.pos_trans(encoded)).chunk(2, -1)[0]
-        content = self.query_embedding.weight[: index.shape[1]].expand(len(logits), -1, -1)
-        original = QueryInput("original", content, position, chosen.sigmoid(), torch.full_like(index, PLAIN))
-        return Proposals(logits, unactivated.sigmoid(), index, valid), original
-
-    def select(self, logits: Tensor) -> Tensor:
-        """(B,S,C) to the (B,Q) tokens that become queries, best first; all of them where there are fewer than Q."""
-        return logits[..., 0].topk(min(self.config.num_queries, logits.shape[1]), dim=1).indices
-
-    def _priors(self, memory: Memory) -> tuple[Tensor, Tensor]:
-        """(B,S,4) logits of each token's own box, infinite where invalid, and (B,S) which are valid."""
-        priors = []
-        for level, (height, width) in enumerate(memory.shapes):
-            size = memory.valid_ratios[:, level] * memory.tokens.new_tensor([width, height])
-            centres = cell_grid((height, width), size.device) / size[:, None]
-            side = self.config.transformer.proposal_side * 2**level
-            priors.append(torch.cat([centres, torch.full_like(centres, side)], -1))
-        prior = torch.cat(priors, 1)
-        valid = ((prior > 0.01) & (prior < 0.99)).all(-1)
-        if memory.pad_mask is not None:
-            valid = valid & ~memory.pad_mask
-        logit = torch.log(prior / (1 - prior))
-        return logit.masked_fill(~valid[..., None], float("inf")), valid
+from codetr_lab.structures import EMPTY, NEGATIVE, PADDING_NEGATIVE, Positives
 
 
 @dataclass(frozen=True)
-class CustomizedGroup:
-    """The customized positive queries of one head, and what each must become.
+class AssignedGroup:
+    """A group whose queries know beforehand what each must become: a head's customized queries, or denoising.
 
     Attributes:
         query: the group, ready for the decoder.
-        gt_index: (B,Q) long; the object that the head assigned, `NEGATIVE` for padding negatives.
+        gt_index: (B,Q) long; the object that a query must find, `NEGATIVE` for none.
         boxes: (B,Q,4) xyxy pixels where the queries start.
         weight: (B,Q) float; zero for empty slots.
-        count: number of positives in the batch, before the cap: the normaliser of the losses.
+        count: number of positives in the batch, before any cap: the normaliser of the losses.
+        factor: on its losses; lambda_1 for a head's queries.
     """
 
     query: QueryInput
@@ -88,25 +34,30 @@ class CustomizedGroup:
     boxes: Tensor
     weight: Tensor
     count: int
+    factor: float = 1.0
 
 
 class QueryCustomizer(nn.Module):
-    """Q_i = Linear(PE(B_i^pos)) + Linear(E({F_*}, {pos})) of Eq. 4, for one head."""
+    """Q_i = Linear(PE(B_i^pos)) + Linear(E({F_*}, {pos})) of Eq. 4, for one head. Schemes differ in `embed`."""
 
-    def __init__(self, config: CoDETRConfig) -> None:
+    def __init__(self, config: CoDETRConfig, encoded: int) -> None:
+        """`encoded`: channels of a query's encoded box."""
         super().__init__()
         self.config = config
         dim = config.transformer.hidden_dim
-        self.aux_pos_trans = nn.Linear(2 * dim, 2 * dim)
-        self.aux_pos_trans_norm = nn.LayerNorm(2 * dim)
-        self.pos_feats_trans = nn.Linear(dim, dim)
-        self.pos_feats_norm = nn.LayerNorm(dim)
-        # Paper vs. release: one scalar per head, added to every channel (a slip in the released code, kept there too).
-        self.head_pos_embed = nn.Parameter(torch.zeros(1))
+        self.aux_pos_trans = nn.Linear(2 * dim, encoded)
+        self.aux_pos_trans_norm = nn.LayerNorm(encoded)
+        if config.queries.features:
+            self.pos_feats_trans = nn.Linear(dim, dim)
+            self.pos_feats_norm = nn.LayerNorm(dim)
+
+    def embed(self, encoded: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(B,Q,encoded) box encodings to content (B,Q,D), still without E(.), and position (B,Q,D) or None."""
+        raise NotImplementedError
 
     def forward(
         self, name: str, positives: Sequence[Positives], whwh: Tensor, generator: torch.Generator | None = None
-    ) -> CustomizedGroup:
+    ) -> AssignedGroup:
         """One head's positives per image to a group of equal size for all images.
 
         The size is the largest number of positives in the batch, kept within `queries.minimum` and `queries.maximum`;
@@ -119,11 +70,12 @@ class QueryCustomizer(nn.Module):
         cxcywh = box_ops.xyxy_to_cxcywh(boxes / whwh[:, None])
         # The encoding reads the box clamped to the image; the decoder starts from the box as it is.
         encoded = box_encoding(box_ops.inverse_sigmoid(cxcywh).sigmoid(), self.config.transformer.hidden_dim)
-        position, content = self.aux_pos_trans_norm(self.aux_pos_trans(encoded)).chunk(2, -1)
+        content, position = self.embed(self.aux_pos_trans_norm(self.aux_pos_trans(encoded)))
         if limits.features:
             content = content + self.pos_feats_norm(self.pos_feats_trans(features))
-        query = QueryInput(name, content, position + self.head_pos_embed, cxcywh, kind)
-        return CustomizedGroup(query, gt_index, boxes, (kind != EMPTY).float(), sum(len(p) for p in positives))
+        query = QueryInput(name, content, position, cxcywh, kind)
+        weight, count = (kind != EMPTY).float(), sum(len(p) for p in positives)
+        return AssignedGroup(query, gt_index, boxes, weight, count, self.config.lambda_1)
 
     def _fill(
         self, positives: Positives, slots: int, generator: torch.Generator | None
@@ -147,3 +99,31 @@ class QueryCustomizer(nn.Module):
                 positives.kind[keep], keep.new_full((len(fill),), PADDING_NEGATIVE), keep.new_full((empty,), EMPTY),
             ]),
         )  # fmt: skip
+
+
+class DeformableCustomizer(QueryCustomizer):
+    """Half of the encoded box is position, half is content."""
+
+    def __init__(self, config: CoDETRConfig) -> None:
+        super().__init__(config, encoded=2 * config.transformer.hidden_dim)
+        # Paper vs. release: one scalar per head, added to every channel (a slip in the released code, kept there too).
+        self.head_pos_embed = nn.Parameter(torch.zeros(1))
+
+    def embed(self, encoded: Tensor) -> tuple[Tensor, Tensor | None]:
+        position, content = encoded.chunk(2, -1)
+        return content, position + self.head_pos_embed
+
+
+class DINOCustomizer(QueryCustomizer):
+    """All of the encoded box is content; the decoder makes positions from references, for all heads alike."""
+
+    def __init__(self, config: CoDETRConfig) -> None:
+        super().__init__(config, encoded=config.transformer.hidden_dim)
+
+    def embed(self, encoded: Tensor) -> tuple[Tensor, Tensor | None]:
+        return encoded, None
+
+
+CUSTOMIZERS: dict[str, type[DeformableCustomizer] | type[DINOCustomizer]] = {
+    "deformable": DeformableCustomizer, "dino": DINOCustomizer,
+}  # fmt: skip

@@ -38,6 +38,9 @@ _RULES: tuple[tuple[str, str], ...] = (
     (r"(encoder|decoder)\.layers\.(\d+)\.linear2\.(.*)", r"query_head.transformer.\1.layers.\2.ffns.0.layers.1.\3"),
     (r"selection\.(enc_output|enc_output_norm|pos_trans|pos_trans_norm)\.(.*)", r"query_head.transformer.\1.\2"),
     (r"selection\.query_embedding\.weight", r"query_head.query_embedding.weight"),
+    (r"selection\.query_embed\.weight", r"query_head.transformer.query_embed.weight"),
+    (r"denoising\.label_embedding\.weight", r"query_head.label_embedding.weight"),
+    (r"decoder\.(norm|ref_point_head\.\d)\.(.*)", r"query_head.transformer.decoder.\1.\2"),
     (r"decoder\.class_branches\.(\d+)\.(.*)", r"query_head.cls_branches.\1.\2"),
     (r"decoder\.box_branches\.(\d+)\.(.*)", r"query_head.reg_branches.\1.\2"),
 )  # fmt: skip

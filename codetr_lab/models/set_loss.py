@@ -58,12 +58,12 @@ def set_losses(
     boxes_cxcywh: Tensor,
     gt_index: Tensor,
     truth: PaddedTargets,
-    config: MatchConfig,
+    config: CoDETRConfig,
     *,
     weight: Tensor | None = None,
     positives: Tensor | float | None = None,
 ) -> dict[str, Tensor]:
-    """Focal, L1 and GIoU loss of every layer, given which object each prediction must become.
+    """Classification, L1 and GIoU loss of every layer, given which object each prediction must become.
 
     Args:
         logits: (L,B,Q,C). `boxes_cxcywh`: (L,B,Q,4). `gt_index`: (L,B,Q).
@@ -73,6 +73,7 @@ def set_losses(
     Returns:
         `classification`, `l1`, `giou`, each (L,).
     """
+    settings, match = config.decoder, config.match
     matched = gt_index >= 0
     safe = gt_index.clamp(min=0)
     image = torch.arange(logits.shape[1], device=logits.device)[None, :, None]
@@ -81,18 +82,23 @@ def set_losses(
     whwh = truth.whwh[None, :, None]
     normaliser = losses.average_over_ranks(matched.sum((1, 2)) if positives is None else positives)
 
-    classification = losses.sigmoid_focal_loss(
-        logits, losses.one_hot(labels, logits.shape[-1]), config.focal_alpha, config.focal_gamma
-    ).sum(-1)
+    target_cxcywh = box_ops.xyxy_to_cxcywh(target_boxes / whwh)
+    wanted = losses.one_hot(labels, logits.shape[-1])
+    if settings.classification_loss == "focal":
+        classification = losses.sigmoid_focal_loss(logits, wanted, match.focal_alpha, match.focal_gamma).sum(-1)
+    else:
+        found, wished = (box_ops.cxcywh_to_xyxy(boxes) for boxes in (boxes_cxcywh.detach(), target_cxcywh))
+        quality = box_ops.iou(found, wished)
+        classification = losses.quality_focal_loss(logits, wanted, quality[..., None]).sum(-1)
     if weight is not None:
         classification = classification * weight
-    l1 = (boxes_cxcywh - box_ops.xyxy_to_cxcywh(target_boxes / whwh)).abs().sum(-1)
+    l1 = (boxes_cxcywh - target_cxcywh).abs().sum(-1)
     giou = losses.giou_loss(box_ops.cxcywh_to_xyxy(boxes_cxcywh) * whwh, target_boxes)
     return {
-        "classification": config.classification * classification.sum((1, 2)) / normaliser,
+        "classification": settings.weight_classification * classification.sum((1, 2)) / normaliser,
         # masked, not multiplied: an unmatched box may be anything
-        "l1": config.l1 * torch.where(matched, l1, 0).sum((1, 2)) / normaliser,
-        "giou": config.giou * torch.where(matched, giou, 0).sum((1, 2)) / normaliser,
+        "l1": settings.weight_l1 * torch.where(matched, l1, 0).sum((1, 2)) / normaliser,
+        "giou": settings.weight_giou * torch.where(matched, giou, 0).sum((1, 2)) / normaliser,
     }
 
 
@@ -119,10 +125,13 @@ def group_assignments(
 def given_assignments(
     boxes: Tensor, gt_index: Tensor, weight: Tensor, targets: Sequence[Target], head: str, layers: int
 ) -> list[list[Assignment]]:
-    """`[layer][image]` records of customized queries, whose objects the head has fixed for all layers (Eq. 5)."""
+    """`[layer][image]` records of queries whose objects are fixed for all layers: a head's (Eq. 5), or denoising's."""
 
     def explain(assignment: Assignment, index: int) -> str:
         matched = int(assignment.gt_index[index])
+        if head == "denoising":
+            made = f"object {matched} with noise, and must find it" if matched >= 0 else "an object with much noise"
+            return f"Query {index} was made from {made}{'' if matched >= 0 else '; it learns to be background'}."
         if matched >= 0:
             return f"Query {index} was made from a positive of {head} and keeps its object {matched} in every layer."
         return f"Query {index} fills the group up with a negative of {head}; it learns to be background."

@@ -54,12 +54,14 @@ class Golden:
         return float(difference.max() / np.abs(expected.reshape(-1)[finite]).max())
 
 
-def released_model(preset: str, manifest: str) -> CoDETR:
+def released_model(preset: str, manifest: str, **overrides: int) -> CoDETR:
     """A model whose weights the generator makes from the released key names."""
     weights = generator()
     keys = json.loads((FOLDER / f"manifest_{manifest}.json").read_text())["keys"]
-    state = {name: torch.from_numpy(np.asarray(weights.make(name, shape))) for name, shape in keys.items()}
-    return load_released(create_model(preset), state)
+    model = create_model(preset, **overrides)
+    if "num_queries" in overrides:
+        keys = {k: [overrides["num_queries"], s[1]] if "query_embed" in k else s for k, s in keys.items()}
+    return load_released(model, {name: torch.from_numpy(np.asarray(weights.make(name, s))) for name, s in keys.items()})
 
 
 def batch(case: str) -> ImageBatch:
