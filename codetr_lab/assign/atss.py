@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from codetr_lab import boxes as box_ops
-from codetr_lab.assign.objects import PAIRS_AT_ONCE, matchable, sampled_out
+from codetr_lab.assign.objects import PAIRS_AT_ONCE, matchable, sampled_out, winners
 from codetr_lab.structures import NEGATIVE, Assignment, Candidates, Quality, Target
 
 INSIDE_MARGIN = 0.01
@@ -46,11 +46,7 @@ def atss(candidates: Candidates, target: Target, *, top_k: int = 9) -> Assignmen
         centre = (nearby[..., :2] + nearby[..., 2:]) / 2
         inside = torch.cat([centre - gt[:, :2], gt[:, 2:] - centre], -1).amin(-1) > INSIDE_MARGIN
         wanted, owner = ((overlap >= threshold[objects]) & inside).nonzero(as_tuple=True)
-        row, quality = rows[wanted, owner], overlap[wanted, owner]
-        best = boxes.new_full((len(boxes),), -1.0).scatter_reduce_(0, row, quality, "amax")
-        wins = quality == best[row]
-        gt_index = torch.full_like(gt_index, len(objects)).scatter_reduce_(0, row[wins], owner[wins], "amin")
-        gt_index = torch.cat([objects, objects.new_tensor([NEGATIVE])])[gt_index]
+        gt_index = winners(rows[wanted, owner], objects[owner], overlap[wanted, owner], len(boxes))
     return Assignment(
         candidates, target, gt_index, candidates.valid, Quality("IoU", True), threshold, "ATSS", {"top_k": top_k},
         _explain,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
@@ -52,13 +53,14 @@ def matching_costs(
 @torch.no_grad()
 def match_batch(
     logits: Tensor, boxes_cxcywh: Tensor, labels: Tensor, target_boxes: Tensor, counts: list[int], whwh: Tensor,
-    **weights: float,
+    *, repeats: int = 1, **weights: float,
 ) -> Tensor:  # fmt: skip
     """Match every layer and image at once.
 
     Args:
         logits: (L,B,Q,C). `boxes_cxcywh`: (L,B,Q,4).
         labels: (B,N), `target_boxes`: (B,N,4), padded to the largest number of objects; `counts`: per image.
+        repeats: how often every object is there to be matched (H-DETR).
 
     Returns:
         (L,B,Q) long: the matched object or `NEGATIVE`.
@@ -70,8 +72,8 @@ def match_batch(
         costs = torch.nan_to_num(_total(terms), nan=1e6, posinf=1e6, neginf=-1e6).cpu().numpy()
         for layer, of_layer in enumerate(costs):
             for image, (cost, count) in enumerate(zip(of_layer, counts, strict=True)):
-                query, objects = linear_sum_assignment(cost[:, :count])
-                gt_index[layer, image, query] = torch.from_numpy(objects)
+                query, objects = linear_sum_assignment(np.tile(cost[:, :count], (1, repeats)))
+                gt_index[layer, image, query] = torch.from_numpy(objects % max(1, count))
     return gt_index.to(logits.device)
 
 
@@ -107,13 +109,18 @@ def hungarian_assignment(
     threshold = torch.full((count,), float("nan"), device=gt_index.device)
     if count:
         matched = (gt_index >= 0).nonzero().flatten()
-        costs = _total(_costs(candidates, matched, target, parameters))
         objects = gt_index[matched]
-        threshold[objects] = costs.gather(1, objects[:, None])[:, 0]
+        cost = _total(_costs(candidates, matched, target, parameters)).gather(1, objects[:, None])[:, 0]
+        threshold.scatter_reduce_(0, objects, cost, "amax", include_self=False)
     return Assignment(
         candidates, target, gt_index, torch.ones_like(gt_index, dtype=torch.bool),
         Quality("matching cost", higher_is_better=False), threshold, "Hungarian matching", parameters, _explain,
     )  # fmt: skip
+
+
+def pair_cost(assignment: Assignment, rows: Tensor) -> Tensor:
+    """(R,N) total costs of giving the candidates at `rows` (R,) to each object."""
+    return _total(_costs(assignment.candidates, rows, assignment.target, assignment.parameters))
 
 
 def _total(terms: dict[str, Tensor]) -> Tensor:
@@ -125,7 +132,7 @@ def _costs(candidates: Candidates, rows: Tensor, target: Target, parameters: dic
     if candidates.scores is None:
         raise ValueError("Hungarian costs need candidates with class logits")
     boxes, logits = candidates.boxes[rows], candidates.scores[rows]
-    weights = {name: value for name, value in parameters.items() if name != "image_size"}
+    weights = {name: parameters[name] for name in ("classification", "l1", "giou")}
     height, width = parameters["image_size"]
     whwh = boxes.new_tensor([width, height] * 2)
     normalised = box_ops.xyxy_to_cxcywh(boxes / whwh)

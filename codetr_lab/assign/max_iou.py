@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from codetr_lab import boxes as box_ops
-from codetr_lab.assign.objects import PAIRS_AT_ONCE, matchable, sampled_out
+from codetr_lab.assign.objects import matchable, overlapping, sampled_out, winners
 from codetr_lab.structures import IGNORED, NEGATIVE, Assignment, Candidates, Quality, Target
 
 
@@ -71,24 +71,16 @@ def _best_pairs(
     gt: Tensor, boxes: Tensor, low_quality: bool, min_positive: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Per box its best IoU and object, per object its best IoU, per box the last object whose best it is, or -1."""
-    best = boxes.new_full((len(boxes),), -1.0)
-    nearest = torch.zeros(len(boxes), dtype=torch.long, device=boxes.device)
+    row, owner = overlapping(boxes, gt)  # all others have an IoU of zero
+    overlap = box_ops.iou(gt[owner], boxes[row])
+    best = boxes.new_zeros(len(boxes)).scatter_reduce_(0, row, overlap, "amax")
+    nearest = winners(row, owner, overlap, len(boxes)).clamp(min=0)
+    top = boxes.new_zeros(len(gt)).scatter_reduce_(0, owner, overlap, "amax")
     kept = torch.full_like(nearest, -1)
-    tops = []
-    step = max(1, PAIRS_AT_ONCE // len(boxes))
-    for start in range(0, len(gt), step):
-        overlap = box_ops.iou(gt[start : start + step, None], boxes)
-        value, index = overlap.max(0)
-        better = value > best
-        best = torch.where(better, value, best)
-        nearest = torch.where(better, index + start, nearest)
-        top = overlap.amax(1)
-        tops.append(top)
-        if low_quality:
-            reached = (top >= min_positive) & (top > 0)
-            owner, row = ((overlap == top[:, None]) & reached[:, None]).nonzero(as_tuple=True)
-            kept.scatter_reduce_(0, row, owner + start, "amax")
-    return best, nearest, torch.cat(tops), kept
+    if low_quality:
+        keep = (overlap == top[owner]) & (top[owner] >= min_positive)
+        kept.scatter_reduce_(0, row[keep], owner[keep], "amax")
+    return best, nearest, top, kept
 
 
 def _explain(assignment: Assignment, index: int) -> str:

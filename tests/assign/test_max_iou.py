@@ -139,7 +139,7 @@ def test_low_quality_gives_every_reachable_object_a_positive(seed: int, count: i
 def test_groups_of_objects_give_what_all_at_once_give(monkeypatch: pytest.MonkeyPatch) -> None:
     candidates, target = scene(3, 7)
     whole = max_iou(candidates, target, positive=0.7, negative=0.3, min_positive=0.3)
-    monkeypatch.setattr(sys.modules["codetr_lab.assign.max_iou"], "PAIRS_AT_ONCE", 2 * len(candidates))
+    monkeypatch.setattr(sys.modules["codetr_lab.assign.objects"], "PAIRS_AT_ONCE", 2 * len(candidates))
     parts = max_iou(candidates, target, positive=0.7, negative=0.3, min_positive=0.3)
     assert (parts.gt_index == whole.gt_index).all() and (parts.threshold == whole.threshold).all()
 
