@@ -19,7 +19,7 @@ from codetr_lab.models.denoising import Denoising
 from codetr_lab.models.detection import detections
 from codetr_lab.models.encoder import Encoder
 from codetr_lab.models.heads import AuxHead, build_heads
-from codetr_lab.models.neck import Neck, Pyramid
+from codetr_lab.models.neck import Pyramid, build_neck
 from codetr_lab.models.queries import CUSTOMIZERS, AssignedGroup
 from codetr_lab.models.selection import SELECTIONS
 from codetr_lab.models.set_loss import PaddedTargets
@@ -41,10 +41,9 @@ class CoDETR(nn.Module):
         self.config = config
         shape = config.transformer
         self.backbone = Backbone(config.backbone)
-        self.neck = Neck(self.backbone.channels, shape.hidden_dim, shape.extra_levels, shape.norm_groups)
-        levels = len(self.backbone.channels) + shape.extra_levels
-        last = self.backbone.strides[-1]
-        self.strides = (*self.backbone.strides, *(last * 2 ** (i + 1) for i in range(shape.extra_levels + 1)))
+        self.neck = build_neck(shape, self.backbone.channels, self.backbone.strides)
+        levels = len(self.neck.strides)
+        self.strides = (*self.neck.strides, self.neck.strides[-1] * 2)
         self.encoder = Encoder(shape, levels)
         scheme = config.decoder.scheme
         self.selection = SELECTIONS[scheme](config) if shape.decoder_layers else None

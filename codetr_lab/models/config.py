@@ -42,7 +42,11 @@ class ImageConfig:
 
 @dataclass(frozen=True)
 class BackboneConfig:
-    """A timm feature extractor. `frozen_stages` counts the stem and that many stages; -1 freezes nothing."""
+    """A timm feature extractor, or `eva02_vit`; `options` are arguments of timm's function or of `ViT`.
+
+    `frozen_stages` counts the stem and that many stages; -1 freezes nothing. `drop_path` is the rate of the last block
+    (stochastic depth). `checkpoint` computes blocks again in the backward pass, which saves memory.
+    """
 
     name: str = "resnet50"
     out_indices: tuple[int, ...] = (2, 3, 4)
@@ -51,11 +55,16 @@ class BackboneConfig:
     weights: str | None = None
     frozen_stages: int = 1
     frozen_norm: bool = True
+    drop_path: float = 0.0
+    checkpoint: bool = False
 
 
 @dataclass(frozen=True)
 class TransformerConfig:
-    """Encoder and decoder. `decoder_layers=0` means no decoder: a dense detector, its first head the main one."""
+    """Neck, encoder and decoder. `decoder_layers=0` means no decoder: a dense detector, its first head the main one.
+
+    `extra_levels` is the channel mapper's; the feature pyramid makes five levels of one map.
+    """
 
     hidden_dim: int = 256
     heads: int = 8
@@ -63,6 +72,7 @@ class TransformerConfig:
     ffn_dim: int = 2048
     encoder_layers: int = 6
     decoder_layers: int = 6
+    neck: Literal["channel_mapper", "feature_pyramid"] = "channel_mapper"
     extra_levels: int = 1
     norm_groups: int = 32
     proposal_side: float = 0.05

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from codetr_lab.models.codetr import CoDETR
 from codetr_lab.models.config import CoDETRConfig, override
@@ -15,9 +17,20 @@ TRAINING_ONLY = ("heads.", "customizers.", "pyramid.")
 """Parts that detection by the decoder does not need."""
 
 
+class _NoValues(TorchFunctionMode):
+    """Leaves out what only changes values: initialisation is most of the time that a model takes on the meta device."""
+
+    _changes = frozenset({"uniform_", "normal_", "erfinv_", "mul_", "add_", "clamp_", "fill_", "zero_"})
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "") in self._changes:
+            return args[0] if args else kwargs["tensor"]  # of `torch.nn.init`
+        return func(*args, **(kwargs or {}))
+
+
 def meta_model(config: CoDETRConfig) -> CoDETR:
     """The model of `config` without values; quick even for the largest, and no file is read."""
-    with torch.device("meta"):
+    with torch.device("meta"), _NoValues():
         return CoDETR(override(config, **{"backbone.pretrained": False, "backbone.weights": None}))
 
 

@@ -54,7 +54,7 @@ def _lab(preset: str, aux_heads: tuple[str, ...]) -> CoDETRConfig:
     )  # fmt: skip
 
 
-def _dino(preset: str, **transformer: int) -> CoDETRConfig:
+def _dino(preset: str, **transformer: Any) -> CoDETRConfig:
     """The release's `co_dino_5scale_r50_1x_coco`: strides 4 to 64, 900 queries, denoising."""
     return CoDETRConfig(
         preset=preset, num_queries=900, max_detections=300, soft_nms_iou=0.8,
@@ -71,13 +71,35 @@ def _dino(preset: str, **transformer: int) -> CoDETRConfig:
     )  # fmt: skip
 
 
+def _co_deformable_swin(size: str, backbone: str, drop_path: float, **fields: Any) -> CoDETRConfig:
+    """Co-Deformable-DETR with a Swin Transformer; `backbone` also names the weights that its training starts from."""
+    return CoDETRConfig(
+        preset=f"co_deformable_detr_swin_{size}",
+        backbone=BackboneConfig(
+            backbone, out_indices=(1, 2, 3), frozen_stages=-1, frozen_norm=False, drop_path=drop_path
+        ),
+        recipe=RecipeConfig(weight_decay=0.05),
+        **fields,
+    )  # fmt: skip
+
+
 _PRESETS = {
-    "co_deformable_detr_r50": CoDETRConfig(),
-    "co_dino_5scale_r50": _dino("co_dino_5scale_r50", checkpointed_layers=4),
-    "co_dino_5scale_9encoder_r50": _dino("co_dino_5scale_9encoder_r50", encoder_layers=9, checkpointed_layers=9),
-    "lab_baseline": _lab("lab_baseline", ()),
-    "lab_co_k1": _lab("lab_co_k1", ("atss",)),
-    "lab_co_k2": _lab("lab_co_k2", ("atss", "faster_rcnn")),
+    config.preset: config
+    for config in (
+        CoDETRConfig(),
+        _co_deformable_swin("tiny", "swin_tiny_patch4_window7_224.ms_in1k", 0.2),
+        _co_deformable_swin("small", "swin_small_patch4_window7_224.ms_in1k", 0.2),
+        _co_deformable_swin("base", "swin_base_patch4_window12_384.ms_in22k", 0.2),
+        _co_deformable_swin("large", "swin_large_patch4_window12_384.ms_in22k", 0.3),
+        _co_deformable_swin(
+            "large_900q", "swin_large_patch4_window12_384.ms_in22k", 0.6, num_queries=900, max_detections=300
+        ),
+        _dino("co_dino_5scale_r50", checkpointed_layers=4),
+        _dino("co_dino_5scale_9encoder_r50", encoder_layers=9, checkpointed_layers=9),
+        _lab("lab_baseline", ()),
+        _lab("lab_co_k1", ("atss",)),
+        _lab("lab_co_k2", ("atss", "faster_rcnn")),
+    )
 }
 
 

@@ -13,6 +13,8 @@ from torch import Tensor
 from codetr_lab.models.codetr import CoDETR
 from codetr_lab.models.foreign import CheckpointError, read_checkpoint, released_names
 from codetr_lab.models.meta import class_dependent
+from codetr_lab.models.swin import Swin
+from codetr_lab.models.vit import ViT
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +30,7 @@ _LAYERS = r"query_head.transformer.{}.layers.\1"
 # RoI heads first: those indices are filled in by `_head_index`.
 _RULES: tuple[tuple[str, str], ...] = (
     (r"backbone\.net\.(.*)", r"backbone.\1"),
-    (r"neck\.(convs|extra_convs)\.(\d+)\.(conv|gn)\.(.*)", r"neck.\1.\2.\3.\4"),
+    (r"neck\.(.*)", r"neck.\1"),
     (r"pyramid\.downsample\.(.*)", r"query_head.downsample.\1"),
     (r"encoder\.level_embeds", r"query_head.transformer.level_embeds"),
     (rf"encoder\.layers\.(\d+)\.self_attn\.{_ATTENTION}", rf"{_LAYERS.format('encoder')}.attentions.0.\2.\3"),
@@ -53,6 +55,8 @@ def released_key(key: str, model: CoDETR) -> str:
         KeyError: the release has no such parameter.
     """
     layers = model.config.transformer.decoder_layers
+    if match := re.fullmatch(r"backbone\.net\.layers\.(\d+)\.downsample\.(.*)", key):  # Swin: to the stage before it
+        return f"backbone.layers.{int(match[1]) - 1}.downsample.{match[2]}"
     for pattern, name in _RULES:
         match = re.fullmatch(pattern, key)
         if match:
@@ -160,6 +164,8 @@ def to_released(model: CoDETR) -> dict[str, Tensor]:
             scalars[_head_index(key.split(".")[1], model)] = value
         else:
             state[name] = value
+    if isinstance(net := model.backbone.net, Swin | ViT):
+        state |= {f"backbone.{name}": value for name, value in net.released_buffers().items()}
     if scalars:
         stacked = torch.stack([scalars[index] for index in sorted(scalars)])
         state["query_head.transformer.head_pos_embed.weight"] = stacked

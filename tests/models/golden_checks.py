@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 
 import numpy as np
 import pytest
 import torch
 from golden_case import Golden, batch, targets
+from torch import nn
 
 from codetr_lab import draws
 from codetr_lab.models.codetr import CoDETR
@@ -58,20 +59,18 @@ def check_evaluation(model: CoDETR, golden: Golden, case: str) -> Trace:
     """Everything that the file keeps of an evaluation pass; returns the trace."""
     images = batch(case)
     model.eval()
-    features = model.backbone(images.pixels)
-    neck = model.neck(features)
-    layers: list[torch.Tensor] = []
-    hooks = [layer.register_forward_hook(lambda _, __, out: layers.append(out)) for layer in model.encoder.layers]
-    memory = model.encoder(neck, images.pad_mask)
-    for hook in hooks:
-        hook.remove()
-    trace = model.trace(images)
-    stages = {f"backbone/{i}": x for i, x in enumerate(features)}
-    stages |= {f"neck/{i}": x for i, x in enumerate(neck)}
-    stages |= {f"encoder_layer/{i}": x.transpose(0, 1) for i, x in enumerate(layers)}
-    stages |= {"memory": memory.tokens.transpose(0, 1)}
+    listed = {"encoder_layer": model.encoder.layers, "decoder_layer": model.decoder.layers}
+    modules = {f"{name}/{i}": layer for name, layers in listed.items() for i, layer in enumerate(layers)}
+    modules |= {"backbone": model.backbone, "neck": model.neck, "enc_output_memory": model.selection.enc_output_norm}
+    with outputs_of(modules) as seen:
+        trace = model.trace(images)
+    stages = {f"{name}/{i}": x for name in ("backbone", "neck") for i, x in enumerate(seen[name])}
+    stages |= {name: x[0].transpose(0, 1) for name, x in seen.items() if "layer/" in name}
+    stages |= {"memory": stages[f"encoder_layer/{len(model.encoder.layers) - 1}"]}
+    stages |= {"enc_output_memory": seen["enc_output_memory"][0]}
     stages |= {f"pyramid/{i}": x for i, x in enumerate(trace.pyramid)}
     stages |= dict(_head_outputs(model, trace))
+    stages |= _roi_outputs(model, trace, golden)
     if "enc_cls_all" in golden.data:
         stages |= {"enc_cls_all": trace.proposals.logits, "enc_box_all": trace.proposals.boxes_cxcywh}
     for name, ours in stages.items():
@@ -85,6 +84,29 @@ def check_evaluation(model: CoDETR, golden: Golden, case: str) -> Trace:
             found = trace.detections[image] if head == "detr" else trace.heads[head].detections[image]
             check_detections(found, golden, f"{key}/{image}")
     return trace
+
+
+@contextmanager
+def outputs_of(modules: dict[str, nn.Module]) -> Iterator[dict[str, Sequence[torch.Tensor]]]:
+    """What each module gives at its last call inside; a single tensor as a list of one."""
+    seen: dict[str, Sequence[torch.Tensor]] = {}
+    with ExitStack() as hooks:
+        for name, module in modules.items():
+
+            def keep(_, __, output, name: str = name) -> None:
+                seen[name] = [output] if isinstance(output, torch.Tensor) else output
+
+            hooks.callback(module.register_forward_hook(keep).remove)
+        yield seen
+
+
+def _roi_outputs(model: CoDETR, trace: Trace, golden: Golden) -> dict[str, torch.Tensor]:
+    """Of the RoI head, for the regions that the file gives."""
+    head, rois = model.heads["faster_rcnn"], torch.from_numpy(golden["roi/rois"])
+    assert (head.roi_level(rois[:, 1:]).numpy() == golden["roi/levels"]).all()
+    features = head.roi_features(trace.pyramid, [rois[rois[:, 0] == i, 1:] for i in range(len(trace.batch))])
+    logits, deltas = head.roi(features)
+    return {"roi/feats": features, "roi/cls": logits, "roi/reg": deltas.flatten(1)}
 
 
 def _head_outputs(model: CoDETR, trace: Trace) -> Iterator[tuple[str, torch.Tensor]]:
