@@ -183,8 +183,9 @@ def _taps(old: int, new: int, *, extend: bool = False) -> tuple[Tensor, Tensor, 
     if not extend:
         share = np.where((index < 0) | (index >= old - 1), np.float32(0), share)
     weights = (np.rint(np.stack([1 - share, share]) * 2048)).astype(np.int32)
-    neighbours = np.stack([index, index + 1]).clip(0, old - 1)
-    return *torch.from_numpy(neighbours).unbind(), *torch.from_numpy(weights).unbind()
+    first, second = torch.from_numpy(np.stack([index, index + 1]).clip(0, old - 1))
+    first_weight, second_weight = torch.from_numpy(weights)
+    return first, second, first_weight, second_weight
 
 
 def pad_square(image: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:

@@ -182,7 +182,7 @@ def test_mistakes_take_one_line(
     assert "did you mean 'shapes'" in fails(capsys, "train", "--data", "shape", "--out", out)
     assert "no such file or folder" in fails(capsys, "train", "--data", tmp_path / "no" / "x.json", "--out", out)
     assert "did you mean 'atss'" in fails(capsys, "train", "--set", "aux_heads=ats", "--out", out)
-    assert "unknown run folder or shipped model 'nothing'" in fails(capsys, "eval", "nothing")
+    assert "unknown run folder, shipped model or released weights 'nothing'" in fails(capsys, "eval", "nothing")
     assert "knows the classes brick, tile, but shapes has circle" in fails(capsys, "eval", trained)
     assert "did you mean 'atss'" in fails(capsys, "eval", trained, "--data", bricks, "--heads", "detr,ats")
     assert "no image given" in fails(capsys, "predict", "--model", trained)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import io
 import os
 import pickle
@@ -19,7 +20,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from codetr_lab.models.config import CoDETRConfig, ConfigError, from_json, override, to_json, unknown
+from codetr_lab.models.config import CoDETRConfig, ConfigError, from_json, override, to_json
 
 if TYPE_CHECKING:
     from codetr_lab.models.codetr import CoDETR
@@ -167,31 +168,54 @@ def shipped_models() -> dict[str, Path]:
 
 
 def locate(source: str | Path) -> Path:
-    """The folder that `source` means: a run's folder, or a shipped model's name.
+    """The folder that `source` means: a run's folder, a shipped model's name, or that of released weights.
+
+    Released weights (`architecture.tag`) are downloaded the first time.
 
     Raises:
         CheckpointError: `source` is a file.
-        ConfigError: neither; the nearest shipped model is named.
+        ConfigError: none of these; the nearest name is suggested.
+        DownloadError, WeightsError: released weights cannot be had.
     """
+    from codetr_lab.engine import released_weights
+
     path, shipped = Path(source), shipped_models()
     if path.is_dir():
         return path
     if path.is_file():
-        raise CheckpointError(f"{source} is a file; give the folder that holds {WEIGHTS_FILE} and {CONFIG_FILE}")
+        raise CheckpointError(
+            f"{source} is a file; give the folder that holds {WEIGHTS_FILE} and {CONFIG_FILE}, or for a released file "
+            "the name of its model and the file as its weights"
+        )
     if str(source) in shipped:
         return shipped[str(source)]
-    if not shipped:
-        raise ConfigError(f"there is no folder {source}, and no trained model is shipped; train one with codetr train")
-    raise unknown("run folder or shipped model", str(source), list(shipped))
+    if entry := released_weights.released(str(source)):
+        return released_weights.fetch(entry)
+    if path.name != str(source):
+        raise ConfigError(f"there is no folder {source}")
+    names = [*shipped, *(weights.name for weights in released_weights.RELEASED)]
+    near = difflib.get_close_matches(str(source), names, n=1, cutoff=0.4)
+    hint = f"did you mean {near[0]!r}?" if near else "codetr models lists them"
+    raise ConfigError(f"unknown run folder, shipped model or released weights {str(source)!r}; {hint}")
 
 
-def load(source: str | Path) -> CoDETR:
-    """A trained model in evaluation mode, from a run's folder or by the name of a shipped model.
+def load(source: str | Path, weights: str | Path | None = None) -> CoDETR:
+    """A trained model in evaluation mode.
+
+    Args:
+        source: a run's folder, a shipped model's name (`lab_co_k2`), or that of released weights
+            (`co_dino_5scale_r50.1x_coco`), which are downloaded once into the cache folder and checked.
+        weights: a released `.pth` file that you fetched yourself; `source` then names its preset.
 
     Raises:
-        CheckpointError: the folder does not hold a whole, fitting model.
-        ConfigError: no such folder or shipped model; the nearest name is suggested.
+        CheckpointError: the folder or the file does not hold a whole, fitting model.
+        ConfigError: no such folder or name; the nearest is suggested.
+        DownloadError, WeightsError: released weights cannot be had; says what to do.
     """
+    if weights is not None:
+        from codetr_lab.engine.released_weights import from_file
+
+        return from_file(str(source), weights)
     return load_model(locate(source))
 
 

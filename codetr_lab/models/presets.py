@@ -26,6 +26,7 @@ from codetr_lab.models.config import (
     override,
     unknown,
 )
+from codetr_lab.models.tags import TAGS
 
 
 def _lab(preset: str, aux_heads: tuple[str, ...]) -> CoDETRConfig:
@@ -103,9 +104,14 @@ _PRESETS = {
 }
 
 
-def list_models(pattern: str = "*") -> list[str]:
-    """Names of presets that match a shell pattern, sorted."""
-    return sorted(fnmatch.filter(_PRESETS, pattern))
+def list_models(pattern: str = "*", *, tags: bool = False) -> list[str]:
+    """Names of presets that match a shell pattern, sorted; with `tags` those of the release's recipes.
+
+    A preset's name is an architecture (`co_dino_5scale_r50`), trained as in the paper's main tables; with a tag
+    (`co_dino_5scale_r50.lsj_3x_coco`) it is one of the release's recipes for it, and the name of its weights.
+    """
+    names = [f"{name}.{tag}" for name, recipes in TAGS.items() for tag in recipes] if tags else list(_PRESETS)
+    return sorted(fnmatch.filter(names, pattern))
 
 
 def preset(name: str, **overrides: Any) -> CoDETRConfig:
@@ -114,9 +120,12 @@ def preset(name: str, **overrides: Any) -> CoDETRConfig:
     Raises:
         ConfigError: no such preset or field; suggests the nearest.
     """
-    if name not in _PRESETS:
-        raise unknown("model preset", name, list_models())
-    config = _PRESETS[name]
+    architecture, _, tag = name.partition(".")
+    if architecture not in _PRESETS or (tag and tag not in TAGS.get(architecture, ())):
+        raise unknown("model preset", name, list_models(f"{architecture}.*", tags=True) or list_models())
+    config = _PRESETS[architecture]
+    if tag:
+        config = override(config, preset=name, **TAGS[architecture][tag])
     if "num_classes" in overrides and "classes" not in overrides:
         overrides["classes"] = ()
     if "classes" in overrides and "num_classes" not in overrides and overrides["classes"]:

@@ -114,12 +114,20 @@ def test_damaged_and_missing_files_take_one_line(model: CoDETR, tmp_path: Path) 
 
 def test_shipped_models_are_found_by_name(model: CoDETR, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoint.resources, "files", lambda package: tmp_path)
-    with pytest.raises(ConfigError, match="no folder lab_co_k2, and no trained model is shipped"):
+    with pytest.raises(ConfigError, match="unknown run folder, shipped model or released weights 'lab_co_k2'"):
         load("lab_co_k2")
     save_model(model, tmp_path / "weights" / "lab_co_k2", half=True)
     assert load("lab_co_k2").config == model.config
-    with pytest.raises(ConfigError, match="unknown run folder or shipped model 'lab_co_k3'; did you mean 'lab_co_k2'"):
+    with pytest.raises(ConfigError, match="released weights 'lab_co_k3'; did you mean 'lab_co_k2'"):
         load("lab_co_k3")
+    with pytest.raises(
+        ConfigError, match=r"released weights 'co_dino_r50'; did you mean 'co_dino_5scale_r50\.\dx_coco'"
+    ):
+        load("co_dino_r50")
+    with pytest.raises(ConfigError, match="'yolo'; codetr models lists them"):
+        load("yolo")
+    with pytest.raises(ConfigError, match="there is no folder runs/nothing"):
+        load("runs/nothing")
 
 
 def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
