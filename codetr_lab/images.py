@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import struct
 import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from codetr_lab.models.config import ImageConfig
-from codetr_lab.structures import Size
+from codetr_lab.structures import ImageBatch, Size
 
 ImageSource = str | os.PathLike[str] | Image.Image | NDArray[np.generic]
 MAX_PIXELS = 100_000_000
@@ -225,3 +226,64 @@ def prepare(image: NDArray[np.uint8], config: ImageConfig) -> PreparedImage:
     if config.square:
         resized = pad_square(resized, config.long)
     return PreparedImage(normalise(resized, config), (height, width), (new_width / width, new_height / height))
+
+
+def as_images(images: ImageSource | Iterable[ImageSource]) -> Iterable[ImageSource]:
+    """A single path, Pillow image or array (H,W) or (H,W,C) as a list of one; several as they are."""
+    single = isinstance(images, str | os.PathLike | Image.Image) or (isinstance(images, np.ndarray) and images.ndim < 4)
+    return [images] if single else images  # type: ignore[list-item, return-value]
+
+
+def decoded(
+    sources: Iterable[ImageSource], failed: Callable[[int, ImageError], None] | None = None
+) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+    """Images one by one, each with its number.
+
+    Args:
+        failed: called with an unreadable image's number and the error; without it the error is raised.
+
+    Raises:
+        ImageError: as `load_image`; names the number too.
+    """
+    for number, source in enumerate(sources):
+        try:
+            image = load_image(source)
+        except ImageError as error:
+            named = ImageError(f"image {number}: {error}")
+            if failed is None:
+                raise named from error
+            failed(number, named)
+        else:
+            yield number, image
+
+
+def batch_of(images: Sequence[PreparedImage], config: ImageConfig) -> ImageBatch:
+    """Prepared images padded together."""
+    return ImageBatch.from_images(
+        [image.pixels for image in images], divisor=config.divisor,
+        original_sizes=[image.original_size for image in images], scales=[image.scale for image in images],
+    )  # fmt: skip
+
+
+def prepared_batches(
+    sources: Iterable[ImageSource],
+    config: ImageConfig,
+    batch_size: int,
+    failed: Callable[[int, ImageError], None] | None = None,
+) -> Iterator[tuple[list[int], ImageBatch]]:
+    """Batches of images as a model reads them, each with their numbers.
+
+    Only images in a row that are of one size after resizing share a batch: what is found in an image then does not
+    depend on how far others make the batch pad it.
+    """
+    numbers: list[int] = []
+    ready: list[PreparedImage] = []
+    for number, image in decoded(sources, failed):
+        new = prepare(image, config)
+        if ready and (len(ready) == batch_size or new.pixels.shape != ready[-1].pixels.shape):
+            yield numbers, batch_of(ready, config)
+            numbers, ready = [], []
+        numbers.append(number)
+        ready.append(new)
+    if ready:
+        yield numbers, batch_of(ready, config)

@@ -156,10 +156,11 @@ def test_predict_writes_records_and_pictures(
 ) -> None:
     images = [str(bricks / "images" / "val0.png"), str(bricks / "images" / "val1.png")]
     arguments = ["predict", *images, "--model", str(trained), "--heads", "detr,atss", "--threshold", "0"]
+    arguments += ["--batch-size", "1"]  # as below: near-equal scores then rank alike
     assert main([*arguments, "--out", str(tmp_path / "results.json"), "--save-images", str(tmp_path / "out")]) == 0
     records = json.loads((tmp_path / "results.json").read_text())
     assert [record["image"] for record in records] == images
-    model = codetr_lab.load(trained)  # one image at a time as the command does: near-equal scores then rank alike
+    model = codetr_lab.load(trained)
     direct = [model.predict([image], heads=("detr", "atss"))[0] for image in images]
     for record, found in zip(records, direct, strict=True):
         assert list(record["heads"]) == ["detr", "atss"]
@@ -171,6 +172,60 @@ def test_predict_writes_records_and_pictures(
     for name in ("val0.png", "val1.png"):
         with Image.open(tmp_path / "out" / name) as picture:
             assert picture.width > 2 * 64  # two panels, enlarged
+
+
+def test_predict_on_folders_goes_on_after_bad_images(
+    trained: Path, bricks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, out = tmp_path / "in", tmp_path / "results.json"
+    folder.mkdir()
+    for number in (3, 12):
+        (folder / f"{number}.png").write_bytes((bricks / "images" / "val0.png").read_bytes())
+    (folder / "7.png").write_bytes((bricks / "images" / "val0.png").read_bytes()[:60])
+    arguments = ("predict", folder, "--model", trained, "--heads", "detr,atss", "--threshold", "0", "--out", out)
+    line = fails(capsys, *arguments)
+    assert "1 of 3 images could not be used; the results of the others are in" in line and "7.png" in line
+    assert [Path(record["image"]).name for record in json.loads(out.read_text())] == ["12.png", "3.png"]
+
+    (folder / "7.png").unlink()
+    assert main([*map(str, arguments), "--format", "coco", "--batch-size", "2", "--device", "cpu"]) == 0
+    for head in ("detr", "atss"):
+        records = json.loads((tmp_path / f"results_{head}.json").read_text())
+        assert {record["image_id"] for record in records} == {3, 12}
+        assert {record["category_id"] for record in records} <= {1, 2} and len(records[0]["bbox"]) == 4
+    assert main([*map(str, arguments[:4]), "--tta", "--threshold", "0", "--out", str(out)]) == 0
+    assert len(json.loads(out.read_text())) == 2
+    assert "at least 1, got 0" in fails(capsys, *arguments[:4], "--batch-size", "0")
+
+
+def test_ctrl_c_keeps_what_is_predicted(
+    trained: Path, bricks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from codetr_lab.engine import predict
+
+    plain = predict.predictions
+
+    def stopped(*arguments: object, **options: object):
+        yield next(plain(*arguments, **options))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(predict, "predictions", stopped)
+    out = tmp_path / "results.json"
+    assert main(["predict", str(bricks / "images"), "--model", str(trained), "--out", str(out)]) == 130
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line == f"codetr: stopped after 1 of 8 images; their results are in {out}"
+    assert len(json.loads(out.read_text())) == 1
+
+
+def test_released_weights_by_hand(
+    trained: Path, bricks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = bricks / "images" / "val0.png"
+    line = fails(capsys, "predict", image, "--model", "co_deformable_detr_r50.1x_coco")
+    assert "Google Drive" in line and "--weights FILE.pth" in line
+    (tmp_path / "a.pth").write_bytes(b"")
+    arguments = ("--model", "co_deformable_detr_r50.1x_coco", "--weights", tmp_path / "a.pth")
+    assert "a.pth is not a checkpoint: it is empty" in fails(capsys, "predict", image, *arguments)
 
 
 def test_mistakes_take_one_line(

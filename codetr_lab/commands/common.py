@@ -53,3 +53,10 @@ def open_datasets(data: str, val_data: str | None, drop_invalid: bool) -> tuple[
 
 def split_names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def place(device: str) -> str:
+    """The device that `auto` means here: a GPU where there is one."""
+    import torch
+
+    return "cuda" if device == "auto" and torch.cuda.is_available() else "cpu"

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import tyro
 
-from codetr_lab.commands.common import open_datasets, settings, split_names
+from codetr_lab.commands.common import open_datasets, place, settings, split_names
 from codetr_lab.engine.options import TrainOptions
 from codetr_lab.models.config import ConfigError
 
@@ -54,7 +55,9 @@ class Eval:
     """COCO numbers of a trained model, per head and per class."""
 
     model: tyro.conf.Positional[str]
-    """A run's folder or the name of a shipped model."""
+    """A run's folder, the name of a shipped model, or of released weights; `codetr models` lists both."""
+    weights: Path | None = None
+    """A released .pth file that you fetched yourself; the model then names its preset."""
     data: str = "shapes"
     """`shapes`, `shapes:easy`, `shapes:hard`, or a COCO-format folder or file."""
     split: str = "val"
@@ -66,6 +69,11 @@ class Eval:
     limit: int | None = None
     """Evaluate on the first images only."""
     batch_size: int = 8
+    """At most so many images share a forward pass; only those of one size do."""
+    tta: bool = False
+    """Look at each image at three sizes and mirrored, and merge by soft-NMS: six times the work."""
+    device: Literal["auto", "cpu"] = "auto"
+    """`auto` takes a GPU where there is one."""
     out: Path | None = None
     """Write the numbers to this JSON file."""
 
@@ -74,16 +82,20 @@ class Eval:
         from codetr_lab.engine.checkpoint import load, write_atomically
         from codetr_lab.engine.evaluate import evaluate, format_metrics
         from codetr_lab.engine.records import plain
+        from codetr_lab.engine.tta import TTA
 
-        model = load(self.model)
+        model = load(self.model, self.weights)
         dataset = open_dataset(self.data, self.split, drop_invalid=self.drop_invalid)
-        if dataset.classes != model.config.classes:
+        if model.config.classes and dataset.classes != model.config.classes:
             raise ConfigError(
                 f"{self.model} knows the classes {', '.join(model.config.classes)}, but {self.data} has "
                 f"{', '.join(dataset.classes)}"
             )
         heads = split_names(self.heads) if self.heads else model.detectors
-        metrics = evaluate(model, dataset, heads=heads, batch_size=self.batch_size, limit=self.limit)
+        metrics = evaluate(
+            model, dataset, heads=heads, batch_size=self.batch_size, limit=self.limit, device=place(self.device),
+            tta=TTA() if self.tta else None,
+        )  # fmt: skip
         print(format_metrics(metrics))
         if self.out is not None:
             content = {head: {"metrics": m.stats, "per_class": m.per_class} for head, m in metrics.items()}

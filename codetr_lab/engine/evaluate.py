@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from codetr_lab.data.transforms import batches
 from codetr_lab.engine.checkpoint import write_atomically
+from codetr_lab.engine.predict import predictions
+from codetr_lab.engine.tta import TTA
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -194,11 +195,14 @@ def detect_all(
     batch_size: int = 8,
     device: torch.device | str | None = None,
     progress: bool = True,
+    tta: TTA | None = None,
 ) -> dict[str, list[Record]]:
     """COCO result records of every image by head, one forward pass per batch, boxes in the pixels of the file.
 
     Args:
         heads: of the model's `detectors`; by default the main head.
+        batch_size: at most so many images at once; only those of one size share a batch (see `predictions`).
+        tta: look at several sizes and mirrored, and merge.
         device: where the model is moved to and stays; by default it is used where it is.
         progress: show a bar.
 
@@ -218,19 +222,14 @@ def detect_all(
         )
     if device is not None:
         model.to(device)
-    place = next(model.parameters()).device
     found: dict[str, list[Record]] = {head: [] for head in heads}
-    stream = batches(
-        dataset, model.config.image, model.config.recipe, batch_size=batch_size, seed=0, epoch=0, train=False
-    )
+    images = (dataset.image(index) for index in range(len(dataset)))
     with tqdm(total=len(dataset), desc=f"evaluate {dataset.name}", unit="image", disable=not progress) as bar:
-        for batch, targets in stream:
-            by_image = model.detect(batch.to(place), heads=tuple(heads))
-            for image, (target, by_head) in enumerate(zip(targets, by_image, strict=True)):
-                for head in heads:
-                    detections = by_head[head].to_original(batch.scales[image], batch.original_sizes[image])
-                    found[head] += detections.to_coco(int(target["image_id"]), dataset.category_ids)
-            bar.update(len(targets))
+        for index, by_head in predictions(model, images, heads, batch_size=batch_size, tta=tta):
+            image_id = int(dataset.target(index, masks=False)["image_id"])
+            for head in heads:
+                found[head] += by_head[head].to_coco(image_id, dataset.category_ids)
+            bar.update()
     return found
 
 
@@ -244,11 +243,12 @@ def evaluate(
     progress: bool = True,
     limit: int | None = None,
     export: str | Path | None = None,
+    tta: TTA | None = None,
 ) -> dict[str, CocoMetrics]:
     """The COCO numbers of every head on a data set, heads in the order asked for.
 
     Args:
-        heads, batch_size, device, progress: as in `detect_all`.
+        heads, batch_size, device, progress, tta: as in `detect_all`.
         limit: evaluate on the first images only.
         export: a folder that gets one COCO results file per head, `results_<head>.json`.
 
@@ -258,7 +258,7 @@ def evaluate(
     """
     if limit is not None:
         dataset = FirstImages(dataset, limit)
-    found = detect_all(model, dataset, heads=heads, batch_size=batch_size, device=device, progress=progress)
+    found = detect_all(model, dataset, heads=heads, batch_size=batch_size, device=device, progress=progress, tta=tta)
     if export is not None:
         for head, records in found.items():
             write_results(Path(export) / f"results_{head}.json", records)

@@ -174,6 +174,7 @@ def from_file(name: str, file: str | Path) -> CoDETR:
 
     entry = released(name)
     config = preset(name)
+    content = read_checkpoint(file)
     if entry is not None and entry.classes:
         config = override(config, classes=class_names(entry.classes))
     model = checkpoint.build_model(override(config, **{"backbone.pretrained": False, "backbone.weights": None}))
@@ -181,7 +182,7 @@ def from_file(name: str, file: str | Path) -> CoDETR:
         names = {key: released_key(key, model) for key in model.state_dict()}
     except KeyError:
         raise ConfigError(f"{name} has no counterpart in the release, so no released file fits it") from None
-    state = released_names(read_checkpoint(file), names.values())
+    state = released_names(content, names.values())
     lost = _lost_heads(model, state, names)
     fresh = [key for key in names if key.startswith(tuple(f"{part}.{head}." for head in lost for part in _HEAD_PARTS))]
     if len(lost) == len(model.heads):

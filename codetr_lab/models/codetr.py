@@ -117,22 +117,21 @@ class CoDETR(nn.Module):
     ) -> list[dict[str, Detections]]:
         """As `detect`, on paths, PIL images or (H,W,3) uint8 arrays of any size; boxes in each image's own pixels.
 
+        One image counts as a list of one. Images in a row that are of one size after resizing share a forward pass.
+
         Raises:
-            ImageError: an image cannot be read; names it.
+            ImageError: an image cannot be read; names its number, and its file if it has one.
             ConfigError: the model has no such head.
         """
-        from codetr_lab.images import load_image, prepare
+        from codetr_lab.images import as_images, prepared_batches
 
         device = next(self.parameters()).device
         results: list[dict[str, Detections]] = []
-        for start in range(0, len(images), batch_size):
-            ready = [prepare(load_image(image), self.config.image) for image in images[start : start + batch_size]]
-            batch = ImageBatch.from_images(
-                [image.pixels for image in ready], divisor=self.config.image.divisor,
-                original_sizes=[image.original_size for image in ready], scales=[image.scale for image in ready],
-            ).to(device)  # fmt: skip
-            for image, found in zip(ready, self.detect(batch, heads), strict=True):
-                results.append({n: d.to_original(image.scale, image.original_size) for n, d in found.items()})
+        for _, batch in prepared_batches(as_images(images), self.config.image, batch_size):
+            for scale, size, found in zip(
+                batch.scales, batch.original_sizes, self.detect(batch.to(device), heads), strict=True
+            ):
+                results.append({name: d.to_original(scale, size) for name, d in found.items()})
         return results
 
     def trace(
