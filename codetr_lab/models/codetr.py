@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -10,7 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from codetr_lab.models.attention import DeformableAttention
+from codetr_lab.models.attention import DeformableAttention, GroupedSelfAttention
 from codetr_lab.models.backbones import Backbone
 from codetr_lab.models.config import CoDETRConfig, ConfigError, unknown
 from codetr_lab.models.criterion import detector_losses
@@ -76,7 +77,13 @@ class CoDETR(nn.Module):
             for module in part.modules():
                 if isinstance(module, DeformableAttention):
                     module.reset_parameters()
+                elif isinstance(module, GroupedSelfAttention):
+                    nn.init.zeros_(module.out_proj.bias)
         nn.init.normal_(self.encoder.level_embeds)
+        for name, parameter in self.customizers.named_parameters():
+            if name.endswith("head_pos_embed"):  # Xavier on the release's table of K rows
+                bound = math.sqrt(6 / (len(self.customizers) + len(parameter)))
+                nn.init.uniform_(parameter, -bound, bound)
 
     def forward(
         self, batch: ImageBatch, targets: Sequence[Target] | None = None

@@ -175,12 +175,15 @@ class QueryConfig:
     `padding` fills images that have fewer positives than others of the batch: with random negatives of the same head
     (release) or with empty slots that nobody attends to (the paper's wording).
     `features=False` leaves E(.) out, as the release does for DINO.
+    `head_embedding` is added to the position of a head's queries in the Deformable scheme: one scalar for all channels
+    (release), a vector, or nothing (Eq. 4).
     """
 
     minimum: int = 9
     maximum: int = 300
     padding: Literal["negatives", "empty"] = "negatives"
     features: bool = True
+    head_embedding: Literal["scalar", "vector", "none"] = "scalar"
 
 
 @dataclass(frozen=True)
@@ -235,6 +238,8 @@ class CoDETRConfig:
     customized_queries: bool = True
     lambda_1: float = 1.0
     lambda_2: float = 2.0
+    lambda_2_per_layer: bool = True
+    """Whether L_enc counts once per decoder layer, as the sum of Eq. 6 and the release say, or once."""
     max_detections: int = 100
     soft_nms_iou: float | None = None
     """From this IoU on, soft-NMS lowers the score of boxes of the same class; None for no NMS."""
@@ -251,11 +256,12 @@ class CoDETRConfig:
 
     @property
     def aux_loss_factor(self) -> float:
-        """What multiplies an auxiliary head's losses: lambda_2, once per decoder layer as the sum of Eq. 6 says.
+        """What multiplies an auxiliary head's losses: lambda_2, once per decoder layer.
 
         One where there is no decoder: a dense detector is trained with its heads' own losses.
         """
-        return self.lambda_2 * self.transformer.decoder_layers if self.transformer.decoder_layers else 1.0
+        layers = self.transformer.decoder_layers
+        return self.lambda_2 * (layers if self.lambda_2_per_layer else 1) if layers else 1.0
 
     def __post_init__(self) -> None:
         if self.classes and len(self.classes) != self.num_classes:

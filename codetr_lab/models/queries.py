@@ -106,12 +106,14 @@ class DeformableCustomizer(QueryCustomizer):
 
     def __init__(self, config: CoDETRConfig) -> None:
         super().__init__(config, encoded=2 * config.transformer.hidden_dim)
-        # Paper vs. release: one scalar per head, added to every channel (a slip in the released code, kept there too).
-        self.head_pos_embed = nn.Parameter(torch.zeros(1))
+        # Paper vs. release: Eq. 4 knows no embedding per head. The release adds one scalar to all channels (a slip in
+        # its code, kept by its authors).
+        width = {"scalar": 1, "vector": config.transformer.hidden_dim, "none": 0}[config.queries.head_embedding]
+        self.head_pos_embed = nn.Parameter(torch.zeros(width)) if width else None
 
     def embed(self, encoded: Tensor) -> tuple[Tensor, Tensor | None]:
         position, content = encoded.chunk(2, -1)
-        return content, position + self.head_pos_embed
+        return content, position if self.head_pos_embed is None else position + self.head_pos_embed
 
 
 class DINOCustomizer(QueryCustomizer):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from codetr_lab.models.codetr import CoDETR
-from codetr_lab.models.presets import create_model
+from codetr_lab.models.presets import create_model, preset
 from codetr_lab.structures import ImageBatch, Target
 
 SMALL = {
@@ -23,6 +23,11 @@ SMALL = {
     "faster_rcnn.roi_samples": 24,
     "faster_rcnn.roi_hidden": 16,
 }
+DINO = {
+    "decoder": preset("co_dino_5scale_r50").decoder, "denoising.queries": 10, "queries.features": False,
+    "soft_nms_iou": 0.8, "transformer.positional_temperature": 20, "transformer.positional_offset": 0.0,
+}  # fmt: skip
+"""What makes the small model a Co-DINO."""
 AUX_HEADS = [(), ("atss",), ("faster_rcnn",), ("atss", "faster_rcnn"), ("atss", "atss")]
 
 
