@@ -276,6 +276,10 @@ def test_models_lists_presets_with_sizes(capsys: pytest.CaptureFixture[str]) -> 
     line = next(line for line in shown.splitlines() if line.startswith("lab_co_k1"))
     model = codetr_lab.create_model("lab_co_k1")
     assert f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M" in line
+    line = next(line for line in shown.splitlines() if line.startswith("co_dino_5scale_r50.1x_coco"))
+    for word in ("52.1", "not measured", "Apache-2.0", "261 MB", "download.openmmlab.com"):
+        assert word in line
+    assert "codetr eval co_dino_5scale_r50.1x_coco --data COCO" in shown
 
 
 def test_doctor_reports(capsys: pytest.CaptureFixture[str]) -> None:

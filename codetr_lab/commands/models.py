@@ -3,27 +3,65 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from codetr_lab.engine.released_weights import ReleasedWeights
+
+
+WIDTH = 44
+"""Of the column of names."""
 
 
 @dataclass(frozen=True)
 class Models:
-    """List the presets and the trained models that come with the package."""
+    """List the presets, the trained models in the package, and the release's weights."""
 
     def run(self) -> int:
         from codetr_lab.engine.checkpoint import read_config, shipped_models
-        from codetr_lab.models.presets import create_model, list_models
+        from codetr_lab.engine.released_weights import MODEL_ZOO, RELEASED, cache_folder
+        from codetr_lab.models.meta import parameter_counts
+        from codetr_lab.models.presets import list_models, preset
 
-        shipped = shipped_models()
-        print(f"{'preset':<28}{'parameters':>12}{'in use':>12}  auxiliary heads")
+        print(f"{'preset':<{WIDTH}}{'parameters':>12}{'in use':>12}  auxiliary heads")
         for name in list_models():
-            model = create_model(name)
-            sizes = {key: parameter.numel() for key, parameter in model.named_parameters()}
-            training_only = ("heads.", "customizers.", "pyramid.") if model.decoder else ()
-            used = sum(size for key, size in sizes.items() if not key.startswith(training_only))
-            heads = ", ".join(model.config.aux_heads) or "none"
-            print(f"{name:<28}{sum(sizes.values()) / 1e6:>10.2f} M{used / 1e6:>10.2f} M  {heads}")
+            config = preset(name)
+            total, used = parameter_counts(config)
+            heads = ", ".join(config.aux_heads) or "none"
+            print(f"{name:<{WIDTH}}{total / 1e6:>10.2f} M{used / 1e6:>10.2f} M  {heads}")
+        shipped = shipped_models()
         print("\ntrained models in this package:", "" if shipped else "none")
         for name, folder in shipped.items():
-            config = read_config(folder)
-            print(f"  {name:<26}{', '.join(config.classes)}")
+            print(f"  {name:<{WIDTH - 2}}{', '.join(read_config(folder).classes)}")
+        print(
+            f"\n{'released weights':<{WIDTH}}{'parameters':>12}{'size':>10}{'AP*':>7}  {'measured':<19}{'classes':<9}"
+            f"{'licence':<12}where"
+        )
+        known = set(list_models(tags=True))
+        for weights in RELEASED:
+            if weights.name in known:
+                total, _ = parameter_counts(preset(weights.name))
+                size = f"{total / 1e6:>10.2f} M{total * 4 / 1e6:>7,.0f} MB"
+                print(f"{weights.name:<{WIDTH}}{size}{_reached(weights)}{weights.licence:<12}{_where(weights)}")
+        print(
+            "* box AP in percent as published: COCO val2017, for LVIS classes LVIS v1 val. To measure it here:\n"
+            "    codetr eval co_dino_5scale_r50.1x_coco --data COCO --batch-size 1\n"
+            "  where COCO holds annotations/instances_val2017.json and val2017/. Weights are downloaded once, into\n"
+            f"  {cache_folder()}; for those by hand, fetch the file from\n"
+            f"  {MODEL_ZOO} and add --weights FILE.pth"
+        )
         return 0
+
+
+def _reached(weights: ReleasedWeights) -> str:
+    ap = "-" if weights.ap is None else f"{weights.ap:.1f}"
+    return f"{ap:>7}  {'not measured here':<19}{weights.classes or 'unnamed':<9}"
+
+
+def _where(weights: ReleasedWeights) -> str:
+    from codetr_lab.engine.checkpoint import WEIGHTS_FILE
+    from codetr_lab.engine.released_weights import cache_folder
+
+    if (cache_folder() / "weights" / weights.name / WEIGHTS_FILE).is_file():
+        return "here already"
+    return "download.openmmlab.com" if "openmmlab" in weights.url else "Hugging Face" if weights.url else "by hand"

@@ -39,8 +39,27 @@ _1X, _2X, _3X = _schedule(12, 11), _schedule(24, 20), _schedule(36, 30)
 _1X_LVIS, _3X_LVIS = _schedule(12, 11, images=LVIS_IMAGES), _schedule(36, 30, images=LVIS_IMAGES)
 _LVIS: Settings = {"num_classes": 1203}
 
+
+def _drop_path(rate: float) -> Settings:
+    return {"backbone.drop_path": rate}
+
+
 TAGS: Mapping[str, Mapping[str, Settings]] = {
     "co_deformable_detr_r50": {"1x_coco": {**_1X, **_DETR}},
+    "co_deformable_detr_swin_tiny": {
+        "1x_coco": {**_1X, **_DETR, **_drop_path(0.2)},
+        "3x_coco": {**_3X, **_DETR, **_drop_path(0.3)},
+    },
+    "co_deformable_detr_swin_small": {
+        "1x_coco": {**_1X, **_DETR, **_drop_path(0.2)},
+        "3x_coco": {**_3X, **_DETR, **_drop_path(0.4)},
+    },
+    "co_deformable_detr_swin_base": {
+        "1x_coco": {**_1X, **_DETR, **_drop_path(0.2)},
+        "3x_coco": {**_3X, **_DETR, **_drop_path(0.4)},
+    },
+    "co_deformable_detr_swin_large": {"1x_coco": {**_1X, **_DETR, **_drop_path(0.3)}},
+    "co_deformable_detr_swin_large_900q": {"3x_coco": {**_3X, **_DETR, **_drop_path(0.6)}},
     "co_dino_5scale_r50": {
         "1x_coco": {**_1X, **_DETR},
         "lsj_1x_coco": {**_1X, **_lsj(1024)},
