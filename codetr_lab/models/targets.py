@@ -35,8 +35,11 @@ def _check(target: Target, index: int, batch: ImageBatch, num_classes: int) -> T
             f"target of image {index}: expected boxes (N, 4) and labels (N,), got {tuple(boxes.shape)} and "
             f"{tuple(labels.shape)}"
         )
+    if labels.is_floating_point():
+        raise TargetError(f"target of image {index}: labels must be whole numbers, got {labels.dtype}")
     target = {key: value.to(batch.pixels.device) if isinstance(value, torch.Tensor) else value
               for key, value in target.items()}  # fmt: skip
+    target |= {"boxes": target["boxes"].float(), "labels": target["labels"].long()}
     if not len(boxes):
         return target
     crowd = target.get("iscrowd")
