@@ -24,8 +24,9 @@ class Doctor:
 class Bench:
     """Measure how fast things are on this machine. With OMP_NUM_THREADS=1 it is CPU time that is measured."""
 
-    what: tyro.conf.Positional[Literal["op"]]
-    """`op`: deformable attention, the compiled operator against the formula (12 GB of memory for all cases)."""
+    what: tyro.conf.Positional[Literal["op", "decoder"]]
+    """`op`: deformable attention, the compiled operator against the formula (12 GB of memory for all cases).
+    `decoder`: one pass over all groups of queries against a pass for each."""
     cases: tuple[str, ...] = ()
     """Names out of the table's first column; all of them if left out."""
     out: Path | None = None
