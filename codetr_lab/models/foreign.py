@@ -146,8 +146,8 @@ def released_names(state: Mapping[str, Tensor], expected: Collection[str] = ()) 
 
     `module.` (data-parallel training) is taken off. Of an averaged model's twins `ema_a_b` and `a.b` the plain one
     stays: the release's hook swaps them before it saves, so it holds the average. Where there is no twin, `ema_` is
-    taken off, and `_` read as `.` if that gives one of the `expected` names. A Swin of MMDetection 3 becomes
-    the release's.
+    taken off, and `_` read as `.` if that gives one of the `expected` names. The names of MMDetection 3, to which some
+    files were converted, become the release's.
     """
     state = dict(state)
     for prefix in ("module.", "model."):
@@ -161,34 +161,34 @@ def released_names(state: Mapping[str, Tensor], expected: Collection[str] = ()) 
             plain = flat.get(plain, plain)
         if plain is key or plain not in state:
             named[plain] = value
-    if any(key.startswith("backbone.stages.") for key in named):
-        named = {_released_swin_key(key): _released_swin(key, value) for key, value in named.items()}
-    return named
+    swin = any(key.startswith("backbone.stages.") for key in named)
+    return {_released_name(key): _merging(key, value) if swin else value for key, value in named.items()}
 
 
-_SWIN = (
+_MMDETECTION_3 = (
     (r"backbone\.patch_embed\.projection\.", "backbone.patch_embed.proj."),
+    (r"backbone\.stages\.(.*)\.attn\.w_msa\.", r"backbone.layers.\1.attn."),
+    (r"backbone\.stages\.(.*)\.ffn\.layers\.0\.0\.", r"backbone.layers.\1.mlp.fc1."),
+    (r"backbone\.stages\.(.*)\.ffn\.layers\.1\.", r"backbone.layers.\1.mlp.fc2."),
     (r"backbone\.stages\.", "backbone.layers."),
-    (r"\.attn\.w_msa\.", ".attn."),
-    (r"\.ffn\.layers\.0\.0\.", ".mlp.fc1."),
-    (r"\.ffn\.layers\.1\.", ".mlp.fc2."),
+    (r"query_head\.dn_generator\.", "query_head."),
 )
-"""MMDetection 3's names in a Swin, and the release's. The files at download.openmmlab.com have the former."""
+"""MMDetection 3's names, which the files at download.openmmlab.com have, and the release's: a Swin, denoising."""
 
 
-def _released_swin_key(key: str) -> str:
-    if key.startswith("backbone."):
-        for pattern, name in _SWIN:
-            key = re.sub(pattern, name, key)
+def _released_name(key: str) -> str:
+    for pattern, name in _MMDETECTION_3:
+        if match := re.match(pattern, key):
+            return match.expand(name) + key[match.end() :]
     return key
 
 
-def _released_swin(key: str, value: Tensor) -> Tensor:
+def _merging(key: str, value: Tensor) -> Tensor:
     """Patch merging reads its 2 x 2 neighbours channel by channel in MMDetection, neighbour by neighbour here.
 
     The neighbours' order differs too: row by row there, column by column here.
     """
-    if ".downsample." not in key:
+    if not key.startswith("backbone.stages.") or ".downsample." not in key:
         return value
     channels = value.shape[-1] // 4
     return value.unflatten(-1, (channels, 4))[..., [0, 2, 1, 3]].transpose(-1, -2).flatten(-2).contiguous()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import collections
 import datetime
+import json
 import os
 import pathlib
 import sys
@@ -158,12 +159,14 @@ def test_a_swin_of_mmdetection_3_becomes_the_releases() -> None:
         "backbone.stages.0.blocks.1.ffn.layers.0.0.weight": torch.ones(1), "backbone.norm2.bias": torch.ones(1),
         "backbone.stages.0.blocks.1.ffn.layers.1.weight": torch.ones(1),
         "backbone.patch_embed.projection.bias": torch.ones(1), "neck.stages.ffn.layers.1.a": torch.ones(1),
+        "query_head.dn_generator.label_embedding.weight": torch.ones(1),
     }  # fmt: skip
     named = released_names(state)
     assert named.keys() == {
         *(f"backbone.layers.0.downsample.{key}" for key in ("norm.weight", "norm.bias", "reduction.weight")),
         "backbone.layers.0.blocks.1.attn.qkv.bias", "backbone.layers.0.blocks.1.mlp.fc1.weight", "backbone.norm2.bias",
         "backbone.layers.0.blocks.1.mlp.fc2.weight", "backbone.patch_embed.proj.bias", "neck.stages.ffn.layers.1.a",
+        "query_head.label_embedding.weight",
     }  # fmt: skip
     x = image.permute(0, 2, 3, 1)  # as the release: neighbour by neighbour
     merged = torch.cat([x[:, 0::2, 0::2], x[:, 1::2, 0::2], x[:, 0::2, 1::2], x[:, 1::2, 1::2]], -1).flatten(1, 2)
@@ -172,3 +175,18 @@ def test_a_swin_of_mmdetection_3_becomes_the_releases() -> None:
         norm.bias.copy_(named["backbone.layers.0.downsample.norm.bias"])
         reduction.weight.copy_(named["backbone.layers.0.downsample.reduction.weight"])
     torch.testing.assert_close(reduction(norm(merged)), expected)
+
+
+def test_every_name_of_mmdetection_3_is_known(golden) -> None:
+    shapes = json.loads((golden / "manifest_co_deformable_detr_swin_tiny_1x_coco.json").read_text())["keys"]
+    theirs = {}
+    for name, shape in shapes.items():
+        for ours, other in (
+            ("backbone.layers.", "backbone.stages."), (".patch_embed.proj.", ".patch_embed.projection."),
+            (".attn.", ".attn.w_msa."), (".mlp.fc1.", ".ffn.layers.0.0."), (".mlp.fc2.", ".ffn.layers.1."),
+        ):  # fmt: skip
+            if name.startswith("backbone."):
+                name = name.replace(ours, other)
+        theirs[name] = torch.empty(shape, device="meta")
+    assert len(set(theirs) - set(shapes)) > 150
+    assert {name: list(value.shape) for name, value in released_names(theirs).items()} == shapes
