@@ -326,8 +326,8 @@ class QueryGroup(TensorRecord):
     """One group of queries through all L decoder layers.
 
     Attributes:
-        name: `original`, `denoising` or an auxiliary head's name.
-        reference_boxes: (L,B,Q,4) or (L,B,Q,2) normalised; what layer l reads.
+        name: `original`, `denoising`, an auxiliary head's name, `group_2`, ... (Group-DETR) or `one_to_many` (H-DETR).
+        reference_boxes: (L,B,Q,4) normalised; what layer l reads. A point is a box without size.
         logits: (L,B,Q,C).
         boxes_cxcywh: (L,B,Q,4) normalised by the valid size.
         kind: (B,Q) long, one of the kinds above.

@@ -13,19 +13,19 @@ from torch import Tensor, nn
 
 from codetr_lab.models.attention import DeformableAttention, GroupedSelfAttention
 from codetr_lab.models.backbones import Backbone
-from codetr_lab.models.config import CoDETRConfig, ConfigError, unknown
+from codetr_lab.models.config import CoDETRConfig, ConfigError, override, unknown
 from codetr_lab.models.criterion import detector_losses
-from codetr_lab.models.decoder import Decoder
+from codetr_lab.models.decoder import Decoder, QueryInput
 from codetr_lab.models.denoising import Denoising
 from codetr_lab.models.detection import detections
-from codetr_lab.models.encoder import Encoder
+from codetr_lab.models.encoder import Encoder, Memory
 from codetr_lab.models.heads import AuxHead, build_heads
 from codetr_lab.models.neck import Pyramid, build_neck
 from codetr_lab.models.queries import CUSTOMIZERS, AssignedGroup
-from codetr_lab.models.selection import SELECTIONS
+from codetr_lab.models.selection import ORIGINAL, Selection, build_selection
 from codetr_lab.models.set_loss import PaddedTargets
 from codetr_lab.models.targets import check_targets
-from codetr_lab.structures import Detections, HeadOutput, ImageBatch, Target, Trace
+from codetr_lab.structures import Detections, HeadOutput, ImageBatch, Proposals, Target, Trace
 
 
 class CoDETR(nn.Module):
@@ -46,8 +46,7 @@ class CoDETR(nn.Module):
         levels = len(self.neck.strides)
         self.strides = (*self.neck.strides, self.neck.strides[-1] * 2)
         self.encoder = Encoder(shape, levels)
-        scheme = config.decoder.scheme
-        self.selection = SELECTIONS[scheme](config) if shape.decoder_layers else None
+        self.selection = build_selection(config) if shape.decoder_layers else None
         self.decoder = Decoder(config, levels) if shape.decoder_layers else None
         self.heads = build_heads(config, self.strides)
         if len(self.heads):
@@ -55,13 +54,21 @@ class CoDETR(nn.Module):
             self.pyramid.requires_grad_(config.aux_losses or config.queries.features)  # else no loss reaches it
         self.denoising = Denoising(config) if config.denoising.queries and self.decoder else None
         customized = self.heads if config.customized_queries else ()
-        self.customizers = nn.ModuleDict({name: CUSTOMIZERS[scheme](config) for name in customized if self.decoder})
+        customizer = CUSTOMIZERS[config.decoder.scheme]
+        self.customizers = nn.ModuleDict({name: customizer(config) for name in customized if self.decoder})
+        more = range(2, config.decoder.groups + 1) if self.decoder else ()
+        alone = override(config, **{"decoder.one_to_many": 0})
+        self.training_groups = nn.ModuleDict({f"group_{number}": build_selection(alone) for number in more})
         self._reset_transformer()
 
     @property
     def detectors(self) -> tuple[str, ...]:
         """Who can detect, the main head first: `detr` where there is a decoder, then auxiliary heads with losses."""
         return (*(("detr",) if self.decoder else ()), *(self.heads if self.config.aux_losses else ()))
+
+    def _training_groups(self) -> dict[str, Selection]:
+        """Group-DETR's groups after the first: proposal heads and queries of their own, the same decoder."""
+        return cast("dict[str, Selection]", dict(self.training_groups.items()))
 
     def _reset_transformer(self) -> None:
         """Initial values as released: Xavier for every matrix, the ring for deformable attention, N(0,1) for levels."""
@@ -70,6 +77,8 @@ class CoDETR(nn.Module):
             parts += [self.decoder.layers, *self.selection.projections(), self.customizers]
             if self.decoder.ref_point_head is not None:
                 parts.append(self.decoder.ref_point_head)
+            for selection in self._training_groups().values():
+                parts += selection.projections()
         for part in parts:
             for parameter in part.parameters():
                 if parameter.ndim > 1:
@@ -171,10 +180,7 @@ class CoDETR(nn.Module):
             memory = replace(memory, tokens=torch.cat([level.flatten(2).transpose(1, 2) for level in levels], 1))
         if self.decoder is None and not self.training:
             heads = tuple(dict.fromkeys((*self.detectors[:1], *heads)))
-        proposals, queries = None, []
-        if self.selection is not None:
-            proposals, original = self.selection(memory)
-            queries = [original]
+        proposals, queries = self._queries(memory, training=targets is not None)
         aux_heads = cast("dict[str, AuxHead]", dict(self.heads.items()))
         pyramid = self.pyramid(levels) if heads or (aux_heads and targets is not None) else []
 
@@ -206,9 +212,21 @@ class CoDETR(nn.Module):
                 detections(groups["original"], batch, self.config) if groups else outputs[self.detectors[0]].detections
             )
         return Trace(
-            batch, None if targets is None else list(targets), levels, pyramid, self.strides, proposals, groups,
-            outputs, losses, found,
+            batch, None if targets is None else list(targets), levels, pyramid, self.strides, proposals.get(ORIGINAL),
+            groups, outputs, losses, found,
         )  # fmt: skip
+
+    def _queries(self, memory: Memory, *, training: bool) -> tuple[dict[str, Proposals], list[QueryInput]]:
+        """The queries that are matched, and by group the proposals that they come from; more groups in training."""
+        if self.selection is None:
+            return {}, []
+        own, queries = self.selection(memory, training)
+        proposals = {ORIGINAL: own}
+        if training:
+            for name, selection in self._training_groups().items():
+                proposals[name], (group,) = selection(memory)
+                queries.append(replace(group, name=name))
+        return {name: tokens for name, tokens in proposals.items() if tokens is not None}, queries
 
 
 class _evaluating(ExitStack):

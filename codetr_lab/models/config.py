@@ -88,7 +88,17 @@ class DecoderConfig:
     """What tells one DETR's decoder from another's. Defaults: two-stage Deformable-DETR++, as released."""
 
     scheme: Literal["deformable", "dino"] = "deformable"
-    """Where queries' content and position come from (`selection.SELECTIONS`, `queries.CUSTOMIZERS`)."""
+    """Who makes queries' positions: the query itself, once, or the decoder from the references, in every layer."""
+    queries: Literal["mixed", "two_stage", "learned"] = "mixed"
+    """References from the encoder's proposals with learned contents ("++"), or with contents from the proposals too; or
+    everything learned, references being points (plain Deformable-DETR)."""
+    refine: bool = True
+    """Iterative box refinement: each layer corrects the boxes of the one before and has branches of its own."""
+    groups: int = 1
+    """Group-DETR: so many groups of `num_queries` queries in training, matched apart; only the first detects."""
+    one_to_many: int = 0
+    """H-DETR: so many queries more in training, matched to every object `repeats` times."""
+    repeats: int = 6
     rank_by: Literal["first_class", "best_class"] = "first_class"
     """The logit that ranks memory tokens: class 0, which `encoder_loss="objects"` trains, or each token's best."""
     rank_invalid: bool = True
@@ -273,6 +283,9 @@ class CoDETRConfig:
             raise ConfigError(f"transformer.decoder_layers must not be negative, got {self.transformer.decoder_layers}")
         if not self.transformer.decoder_layers and not (self.aux_heads and self.aux_losses):
             raise ConfigError("a model without decoder needs a head with losses: add aux_heads=('atss',)")
+        for name, least in (("groups", 1), ("one_to_many", 0), ("repeats", 1)):
+            if getattr(self.decoder, name) < least:
+                raise ConfigError(f"decoder.{name} must be at least {least}, got {getattr(self.decoder, name)}")
         if self.transformer.hidden_dim % self.transformer.heads:
             raise ConfigError(
                 f"transformer.hidden_dim {self.transformer.hidden_dim} is not a multiple of its "

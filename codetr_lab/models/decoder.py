@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,7 +25,7 @@ class QueryInput:
         name: the group's name.
         content: (B,Q,D).
         position: (B,Q,D), for all layers; None where the decoder makes it from the references, layer by layer.
-        reference_boxes: (B,Q,4) normalised cxcywh, or (B,Q,2) their centres.
+        reference_boxes: (B,Q,4) normalised cxcywh, or (B,Q,2) their centres; a decoder of points reads no more.
         kind: (B,Q) long.
         sees: names of the groups that it attends to besides itself.
         subgroup: queries that see each other and no others of the group; 0 where all do.
@@ -113,25 +113,32 @@ class Decoder(nn.Module):
     def __init__(self, config: CoDETRConfig, levels: int) -> None:
         super().__init__()
         shape, dim = config.transformer, config.transformer.hidden_dim
-        self.eps = config.decoder.inverse_sigmoid_eps
+        self.eps, self.refine = config.decoder.inverse_sigmoid_eps, config.decoder.refine
+        self.reference_dim = 2 if config.decoder.queries == "learned" else 4
         self.layers = nn.ModuleList(DecoderLayer(shape, levels) for _ in range(shape.decoder_layers))
-        self.class_branches = nn.ModuleList(class_branch(dim, config.num_classes) for _ in self.layers)
-        self.box_branches = nn.ModuleList(box_branch(dim) for _ in self.layers)
+        self.class_branches = self._branches(lambda: class_branch(dim, config.num_classes))
+        self.box_branches = self._branches(lambda: box_branch(dim))
+        if self.reference_dim == 2:  # a point has no size to start from: 12 % of the image, as Deformable-DETR
+            nn.init.constant_(self.box_branches[0][-1].bias[2:], -2.0)
         self.norm = nn.LayerNorm(dim) if config.decoder.final_norm else None
         self.ref_point_head = ReferencePositions(dim) if config.decoder.scheme == "dino" else None
+
+    def _branches(self, make: Callable[[], nn.Module]) -> nn.ModuleList:
+        """One branch per layer; without refinement all layers share one, as in Deformable-DETR."""
+        return nn.ModuleList([make() for _ in self.layers] if self.refine else [make()] * len(self.layers))
 
     def forward(self, groups: Sequence[QueryInput], memory: Memory, traced: bool = False) -> dict[str, QueryGroup]:
         """Run all groups at once; a group, or each of its subgroups, sees itself and the groups that it `sees`."""
         views = group_views(groups)
         x = torch.cat([group.content for group in groups], 1)
-        reference = torch.cat([group.reference_boxes for group in groups], 1)
+        reference = torch.cat([group.reference_boxes[..., : self.reference_dim] for group in groups], 1)
         fixed = [group.position for group in groups if group.position is not None]
         position = torch.cat(fixed, 1) if fixed else torch.empty(0)
         ratios = torch.cat([memory.valid_ratios] * 2, -1)[:, None]
         undetached = reference
         references, logits, boxes, locations, weights = [], [], [], [], []
         for layer, classify, regress in zip(self.layers, self.class_branches, self.box_branches, strict=True):
-            references.append(reference)
+            references.append(F.pad(reference, (0, 4 - reference.shape[-1])))
             on_levels = reference[:, :, None] * ratios[..., : reference.shape[-1]]
             if self.ref_point_head is not None:  # paper vs. release: the finest level's valid share for all levels
                 position = self.ref_point_head(on_levels[:, :, 0])
@@ -142,8 +149,9 @@ class Decoder(nn.Module):
             logits.append(classify(output))
             # Look forward twice (DINO, Zhang et al., 2022): the same number, but its gradient reaches the layer before.
             boxes.append(moved(undetached, delta if output is x else regress(output), self.eps))
-            undetached = moved(reference, delta, self.eps)
-            reference = undetached.detach()
+            if self.refine:
+                undetached = moved(reference, delta, self.eps)
+                reference = undetached.detach()
             if traced:
                 locations.append(where)
                 weights.append(weight)

@@ -13,7 +13,7 @@ from codetr_lab.models.config import CoDETRConfig, override
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-TRAINING_ONLY = ("heads.", "customizers.", "pyramid.")
+TRAINING_ONLY = ("heads.", "customizers.", "pyramid.", "training_groups.", "selection.one_to_many.")
 """Parts that detection by the decoder does not need."""
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from codetr_lab import boxes as box_ops
 from codetr_lab import losses
+from codetr_lab.assign.grouped import as_repeated
 from codetr_lab.assign.hungarian import hungarian_assignment, match_batch
 from codetr_lab.models.config import CoDETRConfig, MatchConfig
 from codetr_lab.structures import Assignment, Candidates, ImageBatch, Quality, Target
@@ -44,12 +45,15 @@ class PaddedTargets:
         """The same boxes with every label 0: what the release's encoder loss learns."""
         return PaddedTargets(torch.zeros_like(self.labels), self.boxes, self.counts, self.whwh)
 
-    def match(self, logits: Tensor, boxes_cxcywh: Tensor, config: MatchConfig) -> Tensor:
-        """(L,B,Q) object of every prediction by Hungarian matching, `NEGATIVE` for the rest."""
+    def match(self, logits: Tensor, boxes_cxcywh: Tensor, config: MatchConfig, repeats: int = 1) -> Tensor:
+        """(L,B,Q) object of every prediction by Hungarian matching, `NEGATIVE` for the rest.
+
+        `repeats`: how many predictions an object gets, where there are enough (H-DETR).
+        """
         return match_batch(
             logits, boxes_cxcywh, self.labels, self.boxes, self.counts, self.whwh,
             classification=config.classification, l1=config.l1, giou=config.giou,
-            focal_alpha=config.focal_alpha, focal_gamma=config.focal_gamma,
+            focal_alpha=config.focal_alpha, focal_gamma=config.focal_gamma, repeats=repeats,
         )  # fmt: skip
 
 
@@ -104,22 +108,20 @@ def set_losses(
 
 def group_assignments(
     logits: Tensor, boxes_cxcywh: Tensor, gt_index: Tensor, targets: Sequence[Target], batch: ImageBatch,
-    config: CoDETRConfig,
+    config: CoDETRConfig, repeats: int = 1,
 ) -> list[list[Assignment]]:  # fmt: skip
     """`[layer][image]` records of matches made by `PaddedTargets.match`, for people."""
     match = config.match
     pixels = box_ops.cxcywh_to_xyxy(boxes_cxcywh) * batch.whwh()[None, :, None]
-    return [
-        [
-            hungarian_assignment(
-                Candidates.of_boxes(pixels[layer, image], scores=logits[layer, image]), target, gt_index[layer, image],
-                {"image_size": batch.valid_sizes[image], "classification": match.classification, "l1": match.l1,
-                 "giou": match.giou},
-            )
-            for image, target in enumerate(targets)
-        ]
-        for layer in range(len(logits))
-    ]  # fmt: skip
+    weights = {"classification": match.classification, "l1": match.l1, "giou": match.giou}
+
+    def record(layer: int, image: int) -> Assignment:
+        candidates = Candidates.of_boxes(pixels[layer, image], scores=logits[layer, image])
+        settings = {"image_size": batch.valid_sizes[image], **weights}
+        found = hungarian_assignment(candidates, targets[image], gt_index[layer, image], settings)
+        return found if repeats == 1 else as_repeated(found, repeats)
+
+    return [[record(layer, image) for image in range(len(targets))] for layer in range(len(logits))]
 
 
 def given_assignments(
