@@ -67,9 +67,16 @@ def _match(
         candidates.scores.unflatten(0, (groups, 1, -1)), normalised.unflatten(0, (groups, 1, -1)),
         target["labels"][None], target["boxes"][None], [len(target["labels"])], whwh[None], repeats=repeats, **weights,
     ).flatten()  # fmt: skip
-    rule = "Group-DETR's matching" if repeats == 1 else "H-DETR's matching"
     found = hungarian_assignment(candidates, target, gt_index, {"image_size": image_size, **weights})
-    settings = {"groups": groups} if repeats == 1 else {"repeats": repeats}
+    return as_repeated(found, repeats) if repeats > 1 else _named(found, "Group-DETR's matching", groups=groups)
+
+
+def as_repeated(found: Assignment, repeats: int) -> Assignment:
+    """The record of a match in which every object was there `repeats` times."""
+    return _named(found, "H-DETR's matching", repeats=repeats)
+
+
+def _named(found: Assignment, rule: str, **settings: int) -> Assignment:
     return replace(found, rule=rule, parameters=found.parameters | settings, explainer=_explain)
 
 

@@ -119,7 +119,8 @@ class Decoder(nn.Module):
         self.class_branches = self._branches(lambda: class_branch(dim, config.num_classes))
         self.box_branches = self._branches(lambda: box_branch(dim))
         if self.reference_dim == 2:  # a point has no size to start from: 12 % of the image, as Deformable-DETR
-            nn.init.constant_(self.box_branches[0][-1].bias[2:], -2.0)
+            *_, bias = self.box_branches[0].parameters()
+            nn.init.constant_(bias[2:], -2.0)
         self.norm = nn.LayerNorm(dim) if config.decoder.final_norm else None
         self.ref_point_head = ReferencePositions(dim) if config.decoder.scheme == "dino" else None
 

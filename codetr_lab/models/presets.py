@@ -1,9 +1,6 @@
 """Ready-made configurations: the released one at full size, and lab-scale ones that train from scratch on two cores.
 
-The baselines that the paper compares with are overrides of a preset, by (dotted) field name:
-
-- dense detector (Fig. 2 and 3 "ATSS", Table 11's K = 0 rows): no decoder, any head,
-  `create_model("lab_co_k1", **{"transformer.decoder_layers": 0})`.
+The detectors that the paper compares with are overrides of a preset: `create_model("lab_co_k1", **BASELINES["group"])`.
 """
 
 from __future__ import annotations
@@ -102,6 +99,24 @@ _PRESETS = {
         _lab("lab_co_k2", ("atss", "faster_rcnn")),
     )
 }
+
+
+BASELINES: dict[str, dict[str, Any]] = {
+    "deformable": {"decoder.queries": "learned", "decoder.refine": False},
+    "deformable_refined": {"decoder.queries": "learned"},
+    "two_stage": {"decoder.queries": "two_stage"},
+    "group": {"decoder.groups": 3},
+    "hybrid": {"decoder.one_to_many": 150, "decoder.repeats": 6},
+    "dense": {"transformer.decoder_layers": 0},
+}
+"""What makes a baseline of a lab preset, for any K; a preset itself is Deformable-DETR++ or Co-DETR.
+
+`deformable`, `deformable_refined`, `two_stage`: Deformable-DETR (Zhu et al., 2021) plain, with iterative box
+refinement, and with two stages. `group`: Group-DETR (Chen et al., 2023) with 3 groups, as in the supplement's
+comparison. `hybrid`: H-Deformable-DETR (Jia et al., 2023), whose one-to-many queries are three times the others (five
+times in its paper). `dense`: no decoder, the first head's own detections (Fig. 2 and 3 "ATSS", Table 11's K = 0 rows);
+it needs a head.
+"""
 
 
 def list_models(pattern: str = "*", *, tags: bool = False) -> list[str]:

@@ -183,4 +183,6 @@ def build_selection(config: CoDETRConfig) -> Selection:
         raise ConfigError(f"decoder.queries={queries!r} needs decoder.scheme='deformable'; DINO's queries are 'mixed'")
     if scheme == "dino":
         return DINOSelection(config)
-    return {"learned": LearnedQueries, "two_stage": DeformableSelection, "mixed": MixedSelection}[queries](config)
+    if queries == "learned":
+        return LearnedQueries(config)
+    return MixedSelection(config) if queries == "mixed" else DeformableSelection(config)

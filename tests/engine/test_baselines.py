@@ -14,20 +14,17 @@ from codetr_lab.data.shapes import Shapes
 from codetr_lab.engine.checkpoint import load
 from codetr_lab.engine.options import TrainOptions
 from codetr_lab.engine.train import train
-
-BASELINES = {
-    "dense": ("lab_co_k1", {"transformer.decoder_layers": 0}, ("atss",)),
-}  # fmt: skip
+from codetr_lab.models.presets import BASELINES
 
 
 @pytest.mark.parametrize("name", BASELINES)
 def test_a_baseline_is_trained_evaluated_and_asked(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    preset, changes, heads = BASELINES[name]
+    heads = ("atss",) if name == "dense" else ("detr", "atss")
     data = Shapes("train", images=4)
     options = TrainOptions(steps=2, eval_images=2, progress=False)
-    result = train(tiny(preset, **changes), data, Shapes("val", images=2), tmp_path / "run", options)
+    result = train(tiny("lab_co_k1", **BASELINES[name]), data, Shapes("val", images=2), tmp_path / "run", options)
     assert list(result.metrics) == [heads[0]]
     assert load(tmp_path / "run").detectors == heads
     capsys.readouterr()

@@ -55,7 +55,7 @@ def test_one_pass_over_the_groups_equals_a_pass_for_each(small) -> None:
     batch = images((64, 96), (64, 64))
     with torch.no_grad():
         memory = model.encoder(model.neck(model.backbone(batch.pixels)), batch.pad_mask)
-        _, original = model.selection(memory)
+        _, (original,) = model.selection(memory)
         pyramid = model.pyramid(memory.levels())
         groups = [original]
         for name, head in model.heads.items():
@@ -86,8 +86,8 @@ def test_one_image_alone_and_padded_in_a_batch_agree(small, heads) -> None:
         memory = model.encoder(features, both.pad_mask)
         for one, two in zip(memory_alone.levels(), memory.levels(), strict=True):
             assert torch.allclose(one[0], two[0, :, : one.shape[2], : one.shape[3]], atol=1e-5)
-        group = model.decoder([model.selection(memory_alone)[1]], memory_alone)["original"]
-        padded = model.decoder([model.selection(memory)[1]], memory)["original"]
+        group = model.decoder(model.selection(memory_alone)[1], memory_alone)["original"]
+        padded = model.decoder(model.selection(memory)[1], memory)["original"]
     assert torch.allclose(group.logits[:, 0], padded.logits[:, 0], atol=1e-4)
     assert torch.allclose(group.boxes_cxcywh[:, 0], padded.boxes_cxcywh[:, 0], atol=1e-5)
 

@@ -12,10 +12,9 @@ from golden_checks import check_detections, check_evaluation, check_training, ra
 
 from codetr_lab.models.codetr import CoDETR
 from codetr_lab.models.config import override
-from codetr_lab.models.decoder import group_views
+from codetr_lab.models.decoder import QueryInput, group_views
 from codetr_lab.models.denoising import Noise
 from codetr_lab.models.detection import detections
-from codetr_lab.models.selection import original_group
 from codetr_lab.models.set_loss import PaddedTargets
 from codetr_lab.structures import Trace
 
@@ -104,7 +103,7 @@ def test_denoising_queries_and_who_sees_whom(small: CoDETR, monkeypatch: pytest.
     golden, images = Golden(f"train_{NAME}_two_dnseed_nq100"), batch("two")
     monkeypatch.setattr(small.denoising, "noise", lambda shape, _: released_noise(golden, shape))
     group = small.denoising(PaddedTargets.of(targets(golden, "two"), images)).query
-    original = original_group(small.selection.query_embed, None, torch.zeros(2, 100, 4))
+    original = QueryInput("original", torch.zeros(2, 100, 256), None, torch.zeros(2, 100, 4), torch.zeros(2, 100))
     assert group.content.shape[1] == golden.notes["dn_meta"]["pad_size"]
     assert group.content.shape[1] // group.subgroup == golden.notes["dn_meta"]["num_dn_group"]
     assert golden.error("dn/query_label", group.content) < 1e-6
