@@ -27,6 +27,7 @@ class LearnedQueries(nn.Module):
         self.query_embedding = nn.Embedding(config.num_queries, 2 * dim)
         self.one_to_many = nn.Embedding(more, 2 * dim) if more else None
         self.reference_points = nn.Linear(dim, 2)
+        nn.init.zeros_(self.reference_points.bias)
 
     def projections(self) -> list[nn.Module]:
         """The linear layers that start as the transformer's own (Xavier)."""
