@@ -20,6 +20,7 @@ from nbformat import NotebookNode
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 CELL_SECONDS = 180
+WIDGET = "application/vnd.jupyter.widget-view+json"
 LARGEST_OUTPUTS = 300_000
 """Bytes of all outputs of one notebook; pictures belong in small figures."""
 
@@ -58,6 +59,15 @@ def execute(notebook: NotebookNode, folder: Path) -> None:
     )
     client.execute()
     notebook.metadata["language_info"] = {"name": "python"}  # the kernel wrote its version
+    drop_widgets(notebook)
+
+
+def drop_widgets(notebook: NotebookNode) -> None:
+    """Leave widgets out: in a saved notebook they are dead, and the still figure beside them is what is read."""
+    notebook.metadata.pop("widgets", None)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if WIDGET not in output.get("data", {})]
 
 
 def output_bytes(notebook: NotebookNode) -> int:

@@ -4,6 +4,10 @@ Nothing here runs a model, except the notebook explorers, which trace the one th
 `plotly.graph_objects.Figure`s: `figure.show()` in a notebook, `save_html(figure, path)` for a page that opens anywhere.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from codetr_lab.viz.assignment import assignment_figure
 from codetr_lab.viz.charts import curves_figure, positives_bar
 from codetr_lab.viz.colors import HEAD_COLORS, head_color, head_title
@@ -17,8 +21,17 @@ from codetr_lab.viz.score_map import iof_iob_figure, mask_figure, score_map_figu
 from codetr_lab.viz.training import losses_figure, metrics_figure
 from codetr_lab.viz.verdicts import verdict_figure
 
+if TYPE_CHECKING:
+    from codetr_lab.viz.widgets import AssignmentExplorer, DiscriminabilityExplorer, HeadComparison, QueryExplorer
+
+_WIDGETS = ("AssignmentExplorer", "DiscriminabilityExplorer", "HeadComparison", "QueryExplorer")
+
 __all__ = [
     "HEAD_COLORS",
+    "AssignmentExplorer",
+    "DiscriminabilityExplorer",
+    "HeadComparison",
+    "QueryExplorer",
     "assignment_figure",
     "bars_figure",
     "curves_figure",
@@ -43,3 +56,14 @@ __all__ = [
     "side_by_side",
     "verdict_figure",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """The explorers are loaded on first use: they need the notebooks' packages."""
+    if name not in _WIDGETS:
+        raise AttributeError(f"module 'codetr_lab.viz' has no attribute {name!r}")
+    try:
+        from codetr_lab.viz import widgets
+    except ModuleNotFoundError as error:
+        raise ImportError(f'{name} needs {error.name}; install it with pip install -e ".[notebooks]"') from error
+    return getattr(widgets, name)

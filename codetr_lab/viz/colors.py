@@ -47,14 +47,15 @@ LEVEL_SYMBOLS = ("circle", "square", "diamond", "triangle-up", "pentagon", "star
 
 
 def _base(name: str) -> tuple[str, int]:
-    """`atss_2` is the second `atss`; `detr` is how predictions call the original queries' head."""
+    """`atss_2` is the second `atss`; `detr` is how predictions call the original queries' head; stages do not count."""
+    name = name.partition(".")[0]
     match = re.fullmatch(r"(.+)_(\d+)", name)
     base, count = (match[1], int(match[2])) if match else (name, 1)
     return ("original" if base == "detr" else base), count
 
 
 def head_color(name: str) -> str:
-    """The `#RRGGBB` colour of a head; repeats (`atss_2`) share it.
+    """The `#RRGGBB` colour of a head; repeats (`atss_2`) and stages (`faster_rcnn.rpn`) share it.
 
     Raises:
         ValueError: no such head.
@@ -66,7 +67,9 @@ def head_color(name: str) -> str:
 
 
 def head_title(name: str) -> str:
-    """What people call a head: `faster_rcnn` is "Faster R-CNN", `atss_2` is "ATSS (2)".
+    """What people call a head: `faster_rcnn` is "Faster R-CNN", its `faster_rcnn.rpn` "Faster R-CNN: RPN".
+
+    `atss_2` is "ATSS (2)".
 
     Raises:
         ValueError: no such head.
@@ -74,7 +77,8 @@ def head_title(name: str) -> str:
     base, count = _base(name)
     if base not in HEAD_TITLES:
         raise ValueError(f"no title for head {name!r}; known heads are {', '.join(HEAD_TITLES)}")
-    return HEAD_TITLES[base] + (f" ({count})" if count > 1 else "")
+    stage = name.partition(".")[2]
+    return HEAD_TITLES[base] + (f" ({count})" if count > 1 else "") + (f": {stage.upper()}" if stage else "")
 
 
 def rgb(color: str) -> tuple[int, int, int]:

@@ -22,7 +22,7 @@ _LEGEND_SPACE = 64
 _LEGEND_ROW, _LEGEND_ENTRY, _LEGEND_LETTER = 27, 42, 7.0
 """Pixels of a legend: one row, one entry without its words, one letter."""
 _TITLE_SPACE = 34
-_PANEL_WIDTH = 380
+_PANEL_WIDTH, _ROW_WIDTH = 380, 860
 
 
 @dataclass(frozen=True)
@@ -100,9 +100,9 @@ def fit_legend(figure: go.Figure) -> go.Figure:
         if used and used + needed > width:
             rows, used = rows + 1, 0.0
         used += needed
-    margin = figure.layout.margin
     bottom = _LEGEND_ROW * rows + 10
-    figure.update_layout(margin_b=bottom, height=figure.layout.height - margin.b + bottom)
+    figure.layout.height += bottom - figure.layout.margin.b
+    figure.layout.margin.b = bottom
     return figure
 
 
@@ -140,11 +140,11 @@ def add_labels(figure: go.Figure, boxes: np.ndarray, texts: Sequence[str], backg
         "showarrow": False, "bgcolor": background, "borderpad": 1, "opacity": 0.92,
         "font": {"size": 10, "color": colors.text_on(background)},
     }  # fmt: skip
-    notes: list[Any] = list(figure.layout.annotations)
+    notes: list[Any] = [note.to_plotly_json() for note in figure.layout.annotations]
     for (x0, y0, x1, _), text in zip(np.asarray(boxes).tolist(), texts, strict=True):
         corner = {"x": min(x1, right), "xanchor": "right"} if x0 > 0.7 * right else {"x": max(x0, 0), "xanchor": "left"}
         notes.append({"text": text, "y": max(y0, 0), "yanchor": "bottom" if y0 > top else "top", **corner, **look})
-    figure.update_layout(annotations=notes)
+    figure.layout.annotations = notes  # `update_layout` would go through every property, twenty times slower
 
 
 def object_names(target: Target, classes: Sequence[str] = ()) -> list[str]:
@@ -188,38 +188,46 @@ def side_by_side(figures: Mapping[str, go.Figure]) -> go.Figure:
     """
     if not figures:
         raise ValueError("side_by_side needs at least one figure")
-    merged = go.Figure()
     gap = 0.03 if len(figures) > 1 else 0.0
     share = (1 - gap * (len(figures) - 1)) / len(figures)
     seen: set[str] = set()
+    traces: list[Any] = []
+    layout: dict[str, Any] = {"images": [], "annotations": []}
     for i, (title, figure) in enumerate(figures.items()):
         suffix = "" if i == 0 else str(i + 1)
-        axes = {"xaxis": f"x{suffix}", "yaxis": f"y{suffix}"}
-        for trace in figure.data:
-            shown = trace.showlegend is not False and bool(trace.name)
-            merged.add_trace(trace)
-            merged.data[-1].update(**axes, showlegend=shown and trace.name not in seen)
-            if shown:
-                seen.add(trace.name)
         left = i * (share + gap)
-        x, y = figure.layout.xaxis.to_plotly_json(), figure.layout.yaxis.to_plotly_json()
-        x.update(domain=[left, left + share], anchor=f"y{suffix}")
-        y.update(domain=[0, 1], anchor=f"x{suffix}", scaleanchor=f"x{suffix}")
-        merged.update_layout({f"xaxis{suffix}": x, f"yaxis{suffix}": y})
-        for picture in figure.layout.images:
-            merged.add_layout_image(picture.update(xref=f"x{suffix}", yref=f"y{suffix}"))
-        for note in figure.layout.annotations:
-            merged.add_annotation(note.update(xref=f"x{suffix}", yref=f"y{suffix}"))
-        merged.add_annotation(
-            text=f"<b>{title}</b>", x=left, y=1, xref="paper", yref="paper", xanchor="left", yanchor="bottom",
-            showarrow=False, font={"size": 14},
+        panel = figure.to_plotly_json()
+        for trace in panel["data"]:
+            shown = trace.get("showlegend") is not False and bool(trace.get("name"))
+            trace |= {"xaxis": f"x{suffix}", "yaxis": f"y{suffix}", "showlegend": shown and trace["name"] not in seen}
+            if "colorbar" in trace:
+                trace["colorbar"] |= {"x": left + share / 2, "len": share * trace["colorbar"]["len"]}
+            if shown:
+                seen.add(trace["name"])
+            traces.append(trace)
+        own = panel["layout"]
+        layout[f"xaxis{suffix}"] = own["xaxis"] | {"domain": [left, left + share], "anchor": f"y{suffix}"}
+        layout[f"yaxis{suffix}"] = own["yaxis"] | {
+            "domain": [0, 1],
+            "anchor": f"x{suffix}",
+            "scaleanchor": f"x{suffix}",
+        }
+        here = {"xref": f"x{suffix}", "yref": f"y{suffix}"}
+        layout["images"] += [picture | here for picture in own["images"]]
+        layout["annotations"] += [note | here for note in own.get("annotations", ())]
+        layout["annotations"].append(
+            {"text": f"<b>{title}</b>", "x": left, "y": 1, "xref": "paper", "yref": "paper", "xanchor": "left",
+             "yanchor": "bottom", "showarrow": False, "font": {"size": 14}}
         )  # fmt: skip
-    first = next(iter(figures.values())).layout
-    merged.update_layout(
-        font=first.font, legend=first.legend, hoverlabel=first.hoverlabel, dragmode="pan",
-        paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)",
-        margin={"l": 0, "r": 0, "t": 28, "b": _LEGEND_SPACE},
-        width=_PANEL_WIDTH * len(figures),
-        height=round(_PANEL_WIDTH * max(f.layout.meta["aspect"] for f in figures.values())) + 28 + _LEGEND_SPACE,
-    )  # fmt: skip
-    return merged
+    first = next(iter(figures.values())).layout.to_plotly_json()
+    layout |= {key: first[key] for key in ("font", "legend", "hoverlabel", "paper_bgcolor", "plot_bgcolor")}
+    bars = any("bottom" in figure.layout.meta for figure in figures.values())
+    bottom = max(figure.layout.margin.b for figure in figures.values()) if bars else _LEGEND_SPACE
+    width = min(_PANEL_WIDTH, _ROW_WIDTH // len(figures))
+    layout |= {
+        "dragmode": "pan", "margin": {"l": 0, "r": 0, "t": 28, "b": bottom}, "width": width * len(figures),
+        "height": round(width * max(f.layout.meta["aspect"] for f in figures.values())) + 28 + bottom,
+    }  # fmt: skip
+    if all(figure.layout.showlegend is False for figure in figures.values()):
+        layout["showlegend"] = False
+    return go.Figure(traces, layout)

@@ -100,3 +100,14 @@ def test_a_notebook_that_fails_is_not_written(
     assert "failing.py" in shown and "AssertionError" in shown
     assert "large.py" in shown and "show less" in shown
     assert not list(tmp_path.glob("*.ipynb"))
+
+
+def test_dead_widgets_are_left_out(tool: ModuleType) -> None:
+    notebook = tool.from_source(SOURCES[0])
+    code = next(cell for cell in notebook.cells if cell.cell_type == "code")
+    still = nbformat.v4.new_output("display_data", {"application/vnd.plotly.v1+json": {}})
+    code.outputs = [still, nbformat.v4.new_output("display_data", {tool.WIDGET: {}})]
+    notebook.metadata["widgets"] = {"state": {}}
+    tool.drop_widgets(notebook)
+    assert code.outputs == [still]
+    assert "widgets" not in notebook.metadata
