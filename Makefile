@@ -6,6 +6,7 @@
 
 PYTHON ?= python3
 VENV := .venv/bin/python
+BUILD_OPS := $(VENV) -m codetr_lab.build_ops $(if $(shell command -v nvidia-smi),,--no-cuda)
 QUICK := not slow and not browser and not notebook and not fiftyone
 export PYTHON
 export MAKE_GOAL := $(firstword $(MAKECMDGOALS))
@@ -24,7 +25,7 @@ help:
 # Stamps: an environment is made once, and again when what it is made from changes.
 .venv/.demo: pyproject.toml constraints.txt tools/environment.sh
 	@sh tools/environment.sh app
-	@$(VENV) -m codetr_lab.build_ops
+	@$(BUILD_OPS)
 	@touch $@
 
 .venv/.all: pyproject.toml constraints.txt tools/environment.sh
@@ -35,13 +36,13 @@ demo: .venv/.demo
 	@GRADIO_ANALYTICS_ENABLED=False $(VENV) -m codetr_lab.cli demo $(if $(PORT),--port $(PORT)) $(if $(SMOKE),--smoke)
 
 test: .venv/.all
-	@$(VENV) -m codetr_lab.build_ops
+	@$(BUILD_OPS)
 	@$(VENV) -m codetr_lab.doctor --tests
 	@OMP_NUM_THREADS=1 PLOTLY_RENDERER=plotly_mimetype $(VENV) -m pytest --numprocesses 2 --dist loadfile \
 		--nbmake --nbmake-timeout 300 --cov --cov-report term --durations 10 --quiet
 
 check: .venv/.all lint
-	@$(VENV) -m codetr_lab.build_ops
+	@$(BUILD_OPS)
 	@$(VENV) -m mypy
 	@OMP_NUM_THREADS=1 $(VENV) -m pytest --numprocesses 2 --dist loadfile -m "$(QUICK)" --quiet
 

@@ -112,9 +112,23 @@ def check_operator() -> Check:
         from codetr_lab.ops import compiled
     except ImportError as error:
         return Check("operator", "broken", f"deformable attention cannot be imported: {error}")
+    from codetr_lab import build_ops
+
     if reason := compiled.unavailable():
         return Check("operator", "missing", f"the plain PyTorch formula runs: {reason}", "codetr build-ops")
-    return Check("operator", "ok", "deformable attention is compiled (CPU; float32, float64, bfloat16, float16)")
+    cpu = f"CPU ({compiled.instruction_set()})"
+    if not compiled.CUDA_NOT_LOADED:
+        return Check("operator", "ok", f"deformable attention: {cpu}, CUDA ({build_ops.built_architectures()})")
+    if _has_gpu():
+        detail = f"deformable attention: {cpu}; on the GPU the plain PyTorch formula runs: {compiled.CUDA_NOT_LOADED}"
+        return Check("operator", "missing", detail, f"{build_ops.nvcc_mend()}codetr build-ops")
+    return Check("operator", "ok", f"deformable attention: {cpu}; no GPU, so none of its kernels")
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def check_core() -> list[Check]:

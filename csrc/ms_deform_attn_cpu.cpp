@@ -1,15 +1,12 @@
 // The operator on CPU tensors: checks, choice of instruction set, threads.
 
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
 
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
-#include <limits>
 #include <new>
 #include <tuple>
 #include <type_traits>
@@ -19,6 +16,7 @@
 #include <sys/mman.h>
 #endif
 
+#include "arguments.h"
 #include "cpu/problem.h"
 
 #ifndef CODETR_BUILD
@@ -31,10 +29,6 @@ extern "C" __attribute__((visibility("default"), used)) const char codetr_ops_bu
 
 namespace codetr {
 namespace {
-
-using torch::headeronly::IntHeaderOnlyArrayRef;
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
 
 const InstructionSet &instruction_set() {
   static const InstructionSet &chosen = []() -> const InstructionSet & {
@@ -71,11 +65,6 @@ const Kernels<Compute<S>> &kernels() {
   }
 }
 
-bool is_narrow(ScalarType type) { return type == ScalarType::BFloat16 || type == ScalarType::Half; }
-
-// The type that values of `type` are computed in.
-ScalarType computed_as(ScalarType type) { return is_narrow(type) ? ScalarType::Float : type; }
-
 // Calls `work` with a value of the C++ type that stands for `type`.
 template <typename Work>
 void by_type(ScalarType type, const Work &work) {
@@ -84,8 +73,6 @@ void by_type(ScalarType type, const Work &work) {
   if (type == ScalarType::Half) return work(Half{});
   work(float{});
 }
-
-Tensor dense(const Tensor &t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
 
 // The level constants of one query's sampling points.
 template <typename T>
@@ -118,31 +105,11 @@ struct Geometry {
   }
 };
 
-void check(const Tensor &value, const std::vector<int64_t> &shapes, const Tensor &locations, const Tensor &weights) {
-  STD_TORCH_CHECK(value.dim() == 4 && locations.dim() == 6 && weights.dim() == 5,
-                  "ms_deform_attn: expected value (B,S,heads,D), locations (B,Q,heads,levels,points,2) and weights "
-                  "(B,Q,heads,levels,points)");
+void check_on_cpu(const Tensor &value, const std::vector<int64_t> &shapes, const Tensor &locations,
+                  const Tensor &weights) {
+  check(value, shapes, locations, weights);
   STD_TORCH_CHECK(value.is_cpu() && locations.is_cpu() && weights.is_cpu(),
                   "ms_deform_attn: not all tensors are on the CPU");
-  const ScalarType type = value.scalar_type(), computed = computed_as(type);
-  STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::Double || is_narrow(type),
-                  "ms_deform_attn: the compiled CPU operator takes float32, float64, bfloat16 and float16 values");
-  STD_TORCH_CHECK(locations.scalar_type() == computed && weights.scalar_type() == computed,
-                  "ms_deform_attn: locations and weights must be float64 for float64 values, else float32");
-  STD_TORCH_CHECK(locations.size(5) == 2 && locations.size(0) == value.size(0) && locations.size(2) == value.size(2) &&
-                      2 * locations.size(3) == static_cast<int64_t>(shapes.size()),
-                  "ms_deform_attn: locations do not fit value and spatial_shapes");
-  for (int64_t d = 0; d < 5; ++d)
-    STD_TORCH_CHECK(weights.size(d) == locations.size(d), "ms_deform_attn: weights do not fit locations");
-  int64_t tokens = 0;
-  for (size_t i = 0; i + 1 < shapes.size(); i += 2) {
-    STD_TORCH_CHECK(shapes[i] >= 0 && shapes[i + 1] >= 0, "ms_deform_attn: spatial_shapes holds a negative size");
-    tokens += shapes[i] * shapes[i + 1];
-  }
-  STD_TORCH_CHECK(tokens == value.size(1), "ms_deform_attn: value holds ", value.size(1),
-                  " tokens, spatial_shapes describes ", tokens);
-  STD_TORCH_CHECK(value.size(1) * value.size(2) * value.size(3) < std::numeric_limits<int32_t>::max(),
-                  "ms_deform_attn: an image's value has 2^31 elements or more");
 }
 
 template <typename T>
@@ -353,7 +320,7 @@ Tensor readable(const Tensor &value) {
 }
 
 Tensor forward(const Tensor &value, std::vector<int64_t> shapes, const Tensor &locations, const Tensor &weights) {
-  check(value, shapes, locations, weights);
+  check_on_cpu(value, shapes, locations, weights);
   const int64_t sizes[] = {value.size(0), locations.size(1), value.size(2) * value.size(3)};
   const ScalarType type = value.scalar_type();
   const Tensor v = readable(value), l = dense(locations), w = dense(weights);
@@ -364,13 +331,11 @@ Tensor forward(const Tensor &value, std::vector<int64_t> shapes, const Tensor &l
 }
 
 std::tuple<Tensor, Tensor, Tensor> backward(const Tensor &grad_output, const Tensor &value, std::vector<int64_t> shapes,
-                                            const Tensor &locations, const Tensor &weights) {
-  check(value, shapes, locations, weights);
+                                            const Tensor &locations, const Tensor &weights, bool /*always is*/) {
+  check_on_cpu(value, shapes, locations, weights);
+  check_gradient(grad_output, value, locations);
+  STD_TORCH_CHECK(grad_output.is_cpu(), "ms_deform_attn: not all tensors are on the CPU");
   const ScalarType type = value.scalar_type();
-  STD_TORCH_CHECK(grad_output.is_cpu() && grad_output.scalar_type() == type && grad_output.dim() == 3 &&
-                      grad_output.size(0) == value.size(0) && grad_output.size(1) == locations.size(1) &&
-                      grad_output.size(2) == value.size(2) * value.size(3),
-                  "ms_deform_attn: the output's gradient does not fit");
   const Tensor g = dense(is_narrow(type) ? torch::stable::to(grad_output, ScalarType::Float) : grad_output);
   const Tensor v = readable(value), l = dense(locations), w = dense(weights);
   Tensor grad_value = torch::stable::new_empty(v, v.sizes(), computed_as(type));
@@ -392,13 +357,18 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor &grad_output, const Ten
 }  // namespace
 }  // namespace codetr
 
+// For people who ask what runs: generic, avx2 or avx512.
+extern "C" __attribute__((visibility("default"), used)) const char *codetr_ops_instruction_set() {
+  return codetr::instruction_set().name;
+}
+
 STABLE_TORCH_LIBRARY(codetr_lab, m) {
   m.def(
       "ms_deform_attn(Tensor value, int[] spatial_shapes, Tensor sampling_locations, Tensor attention_weights) "
       "-> Tensor");
   m.def(
       "ms_deform_attn_backward(Tensor grad_output, Tensor value, int[] spatial_shapes, Tensor sampling_locations, "
-      "Tensor attention_weights) -> (Tensor, Tensor, Tensor)");
+      "Tensor attention_weights, bool deterministic=False) -> (Tensor, Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(codetr_lab, CPU, m) {

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from codetr_lab.bench import op as bench
+from codetr_lab.bench import op_cuda
 from codetr_lab.bench.common import BenchError
 from codetr_lab.ops import compiled
 
@@ -66,3 +67,10 @@ def test_table_and_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     # 480 values, 960 coordinates, 480 weights, 480 outputs of 4 bytes at 1 GB/s
     assert record["rows"][0]["floor_ms"] == pytest.approx(4 * 2400 / 1e6)
     assert len(capsys.readouterr().out.splitlines()) == 6
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_gpu() -> None:
+    with pytest.raises(BenchError, match="needs a CUDA device"):
+        op_cuda.bench(["encoder, 5 levels"])
+    assert "first design" in op_cuda.format_rows([op_cuda.Row("encoder", "first design", 1.0, 2.0)])

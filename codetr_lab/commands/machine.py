@@ -24,8 +24,9 @@ class Doctor:
 class Bench:
     """Measure how fast things are on this machine. With OMP_NUM_THREADS=1 it is CPU time that is measured."""
 
-    what: tyro.conf.Positional[Literal["op", "decoder"]]
+    what: tyro.conf.Positional[Literal["op", "op_cuda", "decoder"]]
     """`op`: deformable attention, the compiled operator against the formula (12 GB of memory for all cases).
+    `op_cuda`: the same on a GPU, against the design of its first CUDA implementation too.
     `decoder`: one pass over all groups of queries against a pass for each."""
     cases: tuple[str, ...] = ()
     """Names out of the table's first column; all of them if left out."""
@@ -39,12 +40,14 @@ class Bench:
 
 @dataclass(frozen=True)
 class BuildOps:
-    """Build the compiled operator (needs a C++ compiler); without it the plain PyTorch formula is used."""
+    """Build the compiled operator (needs a C++ compiler; with nvcc also for GPUs); else the PyTorch formula is used."""
 
     force: bool = False
-    """Build even if the library is up to date."""
+    """Build even what is up to date."""
+    cuda: bool = True
+    """Also for GPUs, where nvcc is. Which ones: TORCH_CUDA_ARCH_LIST, by default "8.0;9.0+PTX"."""
 
     def run(self) -> int:
         from codetr_lab import build_ops
 
-        return build_ops.main(["--force"] if self.force else [])
+        return build_ops.main([*(["--force"] if self.force else []), *([] if self.cuda else ["--no-cuda"])])

@@ -1,11 +1,12 @@
-"""The compiled operator as torch sees it: loaded from the library that `codetr_lab.build_ops` makes.
+"""The compiled operator as torch sees it: loaded from the libraries that `codetr_lab.build_ops` makes.
 
 `torch.ops.codetr_lab.ms_deform_attn` and its backward are ordinary custom operators: they have fake kernels, so they
-go through `torch.compile` and `torch.export`, and an autograd formula.
+go through `torch.compile` and `torch.export`, an autograd formula and a rule for autocast.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -19,24 +20,47 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 """What the values may be. Everything is computed in float32, for float64 values in float64."""
 
 
+MEND = "run `codetr build-ops` (or `python -m codetr_lab.build_ops`)"
+
+
 def _load() -> str:
-    """Load the library.
+    """Load the CPU's library.
 
     Returns:
         Empty, or one line that says why the operator is not there and how to get it.
     """
-    mend = "run `codetr build-ops` (or `python -m codetr_lab.build_ops`)"
     built = build_ops.built_hash()
     if built is None:
-        return f"it is not built; {mend}"
+        return f"it is not built; {MEND}"
     try:
         if built != build_ops.sources_hash():
-            return f"it was built from other sources; {mend}"
+            return f"it was built from other sources; {MEND}"
         torch.ops.load_library(str(build_ops.LIBRARY))
     except (OSError, RuntimeError) as error:
-        return f"it does not load ({str(error).splitlines()[0]}); {mend}"
+        return f"it does not load ({str(error).splitlines()[0]}); {MEND}"
     _register()
     return ""
+
+
+def _load_cuda() -> str:
+    """Load the GPUs' library; returns as `_load`."""
+    built = build_ops.built_hash(build_ops.CUDA_LIBRARY)
+    if built is None:
+        return f"it is not built for GPUs; {MEND} where nvcc is"
+    try:
+        if built != build_ops.cuda_sources_hash():
+            return f"it was built for GPUs from other sources; {MEND}"
+        torch.ops.load_library(str(build_ops.CUDA_LIBRARY))
+    except (OSError, RuntimeError) as error:
+        return f"it does not load for GPUs ({str(error).splitlines()[0]}); {MEND}"
+    return ""
+
+
+def instruction_set() -> str:
+    """What the CPU's kernels use here: `generic`, `avx2` or `avx512`. The operator must be loaded."""
+    name = ctypes.CDLL(str(build_ops.LIBRARY)).codetr_ops_instruction_set
+    name.restype = ctypes.c_char_p
+    return name().decode()
 
 
 def unavailable() -> str:
@@ -48,7 +72,12 @@ def unavailable() -> str:
 
 def unfit(value: Tensor) -> str:
     """Empty when the operator takes such values, else what is wrong with them."""
-    if value.device.type != "cpu":
+    if value.device.type == "cuda":
+        if CUDA_NOT_LOADED:
+            return CUDA_NOT_LOADED
+        if value.dtype == torch.float64 or value.shape[-1] % 4:
+            return "on GPUs it takes no float64, and heads whose channels are a multiple of 4"
+    elif value.device.type != "cpu":
         return f"it has no kernel for {value.device.type}"
     if value.dtype not in DTYPES:
         return f"it takes {', '.join(str(dtype).removeprefix('torch.') for dtype in DTYPES)}, got {value.dtype}"
@@ -88,7 +117,12 @@ def _register() -> None:
 
     @torch.library.register_fake(backward_name)
     def _(
-        grad_output: Tensor, value: Tensor, spatial_shapes: Sequence[int], locations: Tensor, weights: Tensor
+        grad_output: Tensor,
+        value: Tensor,
+        spatial_shapes: Sequence[int],
+        locations: Tensor,
+        weights: Tensor,
+        deterministic: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor]:
         return tuple(t.new_empty(t.shape) for t in (value, locations, weights))  # type: ignore[return-value]
 
@@ -99,7 +133,7 @@ def _register() -> None:
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, Tensor, Tensor]:
         value, locations, weights = ctx.saved_tensors
         grad_value, grad_locations, grad_weights = torch.ops.codetr_lab.ms_deform_attn_backward(
-            grad_output, value, ctx.spatial_shapes, locations, weights
+            grad_output, value, ctx.spatial_shapes, locations, weights, torch.are_deterministic_algorithms_enabled()
         )
         return grad_value, None, grad_locations, grad_weights
 
@@ -114,3 +148,6 @@ _rules = torch.library.Library("codetr_lab", "IMPL")  # what it registers lasts 
 
 NOT_LOADED = _load()
 """Empty when the operator is there, else why it is not. Found out on import, so that compiled graphs see a constant."""
+
+CUDA_NOT_LOADED = NOT_LOADED or _load_cuda()
+"""The same for the part that runs on GPUs."""

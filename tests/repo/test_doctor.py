@@ -121,3 +121,28 @@ def test_torch_that_cannot_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "torch", None)
     check = doctor.check_device()
     assert check.state == "broken" and "cannot be imported" in check.detail
+
+
+def test_which_operator_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    from codetr_lab import build_ops
+    from codetr_lab.ops import compiled
+
+    monkeypatch.delenv("CODETR_OPS", raising=False)
+    monkeypatch.setattr(compiled, "NOT_LOADED", "it is not built; do this")
+    check = doctor.check_operator()
+    assert (check.state, check.mend) == ("missing", "codetr build-ops")
+    assert check.detail == "the plain PyTorch formula runs: it is not built; do this"
+    monkeypatch.setattr(compiled, "NOT_LOADED", "")
+    monkeypatch.setattr(compiled, "instruction_set", lambda: "avx2")
+    monkeypatch.setattr(compiled, "CUDA_NOT_LOADED", "")
+    monkeypatch.setattr(build_ops, "built_architectures", lambda: "8.0;9.0+PTX")
+    assert doctor.check_operator().detail == "deformable attention: CPU (avx2), CUDA (8.0;9.0+PTX)"
+    monkeypatch.setattr(compiled, "CUDA_NOT_LOADED", "it is not built for GPUs")
+    monkeypatch.setattr(doctor, "_has_gpu", lambda: False)
+    assert doctor.check_operator().state == "ok"
+    assert doctor.check_operator().detail == "deformable attention: CPU (avx2); no GPU, so none of its kernels"
+    monkeypatch.setattr(doctor, "_has_gpu", lambda: True)
+    monkeypatch.setattr(build_ops.shutil, "which", lambda name: None)
+    check = doctor.check_operator()
+    assert check.state == "missing" and "on the GPU the plain PyTorch formula runs" in check.detail
+    assert check.mend == "install NVIDIA's CUDA toolkit (nvcc), then codetr build-ops"
