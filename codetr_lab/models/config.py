@@ -279,6 +279,8 @@ class CoDETRConfig:
         for name in ("num_classes", "num_queries"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.denoising.queries and self.decoder.scheme != "dino":
+            raise ConfigError('denoising.queries needs decoder.scheme="dino", whose decoder makes queries\' positions')
         if self.transformer.decoder_layers < 0:
             raise ConfigError(f"transformer.decoder_layers must not be negative, got {self.transformer.decoder_layers}")
         if not self.transformer.decoder_layers and not (self.aux_heads and self.aux_losses):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ast
+import operator
+import re
 from dataclasses import replace
 
 import pytest
@@ -9,6 +12,7 @@ import torch
 from conftest_models import AUX_HEADS, DINO, TWO, images, objects
 
 from codetr_lab import draws
+from codetr_lab.models.config import ConfigError
 from codetr_lab.models.denoising import Noise
 from codetr_lab.models.presets import preset
 from codetr_lab.models.set_loss import PaddedTargets
@@ -152,6 +156,11 @@ def test_negatives_move_further_than_positives(small) -> None:
     assert torch.allclose(centres, torch.tensor([0.0625, 0.1875]), atol=1e-6)
 
 
+def test_denoising_needs_a_decoder_that_makes_positions(small) -> None:
+    with pytest.raises(ConfigError, match=r'denoising\.queries needs decoder\.scheme="dino"'):
+        small((), **{"denoising.queries": 10})
+
+
 def test_labels_flip_with_half_the_noise(small) -> None:
     model = small((), **DINO)
     noise = Noise.draw((1, 4000, 2, 1), 6, torch.Generator().manual_seed(0))
@@ -171,16 +180,19 @@ def test_empty_padding_gives_finite_numbers(small, variant, targets) -> None:
 
 
 SETTINGS = [
-    {"queries.features": True}, {"decoder.rank_invalid": False}, {"denoising.queries": 0},
-    {"decoder.encoder_loss": "objects", "decoder.rank_by": "first_class"}, {"decoder.classification_loss": "focal"},
-    {"decoder.final_norm": False}, {"queries.minimum": 1, "queries.maximum": 3}, {"lambda_2_per_layer": False},
+    {"lambda_2_per_layer": False}, {"queries.minimum": 1, "queries.maximum": 3}, {"queries.head_embedding": "none"},
+    {"queries.features": True}, {"queries.features": False}, {"decoder.rank_invalid": False},
+    {"decoder.encoder_loss": "objects", "decoder.rank_by": "first_class", "decoder.classification_loss": "focal"},
+    {"decoder.encoder_loss": "classes", "decoder.rank_by": "best_class"}, {"decoder.final_norm": True},
+    {"decoder.final_norm": False}, {"soft_nms_iou": None}, {"denoising.queries": 0}, {"faster_rcnn.roi_levels": 4},
+    {"atss.stacked_convs": 2},
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: "+".join(setting))
 def test_every_setting_trains(small, variant, setting) -> None:
-    model = small(("atss",), **(VARIANTS[variant] | setting)).train()
+    model = small(("faster_rcnn",) if "roi" in str(setting) else ("atss",), **(VARIANTS[variant] | setting)).train()
     losses = model(images((64, 64), (40, 64)), (TWO[0], objects()))
     sum(losses.values()).backward()
     assert all(torch.isfinite(value) for value in losses.values())
@@ -220,3 +232,13 @@ def test_border_tokens_are_selected_or_not(small) -> None:
         invalid = ~proposals.valid
         assert invalid[1].sum() > 48
         assert (proposals.boxes_cxcywh[invalid] == 1).all()
+
+
+def test_the_documentation_names_settings_and_their_released_values(repository) -> None:
+    text = (repository / "docs" / "paper_and_release.md").read_text()
+    rows = re.findall(r"^\| `([\w.]+)` \| `(.+?)` \| `(.+?)` \|", text, re.M)
+    covered = {name for setting in SETTINGS for name in setting} | {"queries.padding", "image.square"}
+    assert len(rows) == 15 and {name for name, *_ in rows} <= covered
+    for name, *values in rows:
+        for architecture, value in zip(("co_deformable_detr_r50", "co_dino_5scale_r50"), values, strict=True):
+            assert operator.attrgetter(name)(preset(architecture)) == ast.literal_eval(value), name
