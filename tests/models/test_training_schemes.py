@@ -6,6 +6,7 @@ import pytest
 import torch
 from conftest_models import TWO, images, objects
 
+from codetr_lab.analysis import positives_per_object
 from codetr_lab.assign import hungarian, repeated_hungarian
 from codetr_lab.models.codetr import CoDETR
 from codetr_lab.models.config import ConfigError
@@ -125,6 +126,13 @@ def test_one_to_many_queries_are_matched_to_repeated_objects(small) -> None:
     cxcywh = torch.cat([(wanted[:, :2] + wanted[:, 2:]) / 2, wanted[:, 2:] - wanted[:, :2]], 1) / 64
     l1 = (group.boxes_cxcywh[-1][matched] - cxcywh).abs().sum() / 8  # over all matched queries of the batch
     assert torch.allclose(trace.losses["decoder.one_to_many.1.l1"], 5 * l1, rtol=1e-4)
+
+
+def test_positives_are_counted_group_by_group(small) -> None:
+    model = small(("atss",), **{"decoder.groups": 2, "decoder.one_to_many": 20, "decoder.repeats": 3})
+    counts = positives_per_object(model.trace(images((64, 64), (64, 64)), TWO))
+    assert counts.pop("atss") > 1
+    assert counts == {"original": 1, "one_to_many": 3, "group_2": 1}
 
 
 def test_one_to_many_queries_are_the_next_best_tokens(small) -> None:
