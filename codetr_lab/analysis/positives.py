@@ -59,7 +59,7 @@ class PositivesCounter:
                 self._positives[name] = self._positives.get(name, 0) + positives
 
     def result(self) -> dict[str, float]:
-        """Positives over objects by name: matched groups, `original` first, then heads; NaN while there is no object."""
+        """Positives over objects by name: matched groups, then heads; NaN while there is no object."""
         return {name: _ratio(self._positives[name].sum(), n.sum()) for name, n in self._objects.items()}
 
     def by_size(self) -> dict[str, dict[str, float]]:
