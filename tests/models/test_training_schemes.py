@@ -10,7 +10,8 @@ from codetr_lab.analysis import positives_per_object
 from codetr_lab.assign import hungarian, repeated_hungarian
 from codetr_lab.models.codetr import CoDETR
 from codetr_lab.models.config import ConfigError
-from codetr_lab.models.presets import BASELINES
+from codetr_lab.models.meta import parameter_counts
+from codetr_lab.models.presets import BASELINES, preset
 from codetr_lab.structures import Positives
 
 DINO = {"decoder.scheme": "dino", "decoder.final_norm": True, "denoising.queries": 6, "decoder.encoder_loss": "classes"}
@@ -77,6 +78,12 @@ def test_groups_do_not_see_each_other_in_the_one_pass(small, scheme) -> None:
     assert {*together} - {"denoising"} == {"original", *training_groups(model)}
     assert torch.allclose(together["original"].logits, alone["original"].logits, atol=1e-5)
     assert torch.allclose(together["original"].boxes_cxcywh, alone["original"].boxes_cxcywh, atol=1e-6)
+
+
+@pytest.mark.parametrize("scheme", ["group", "hybrid"])
+def test_schemes_cost_no_parameters_in_inference(scheme) -> None:
+    total, used = parameter_counts(preset("lab_baseline", **BASELINES[scheme]))
+    assert used == parameter_counts(preset("lab_baseline"))[1] < total
 
 
 def test_every_group_gives_every_object_its_own_query(small) -> None:
