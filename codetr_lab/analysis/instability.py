@@ -124,6 +124,7 @@ class InstabilityRecorder:
             device = next(model.parameters()).device
             trace = model.trace(batch.to(device), [{k: v.to(device) for k, v in t.items()} for t in targets])
             found += matches(trace)
+            self.keyed_by = "query" if trace.proposals is None else "token"
             counter.add(trace)
         self.looks.append(Look(step, found, counter.result()))
         if self.path is not None:

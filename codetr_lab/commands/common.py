@@ -13,12 +13,21 @@ if TYPE_CHECKING:
 
 
 def settings(config: CoDETRConfig, assignments: Sequence[str]) -> CoDETRConfig:
-    """`config` with `name=value` settings: `transformer.heads=4`, `aux_heads=atss,faster_rcnn`, `backbone.weights=f`.
+    """`config` with the settings of `setting_values`.
+
+    Raises:
+        ConfigError: as there; no such field, or a value of the wrong kind.
+    """
+    return override(config, **setting_values(config, assignments))
+
+
+def setting_values(config: CoDETRConfig, assignments: Sequence[str]) -> dict[str, Any]:
+    """Values by dotted name: `transformer.heads=4`, `aux_heads=atss,faster_rcnn`, `backbone.weights=f`.
 
     Values are read as JSON where they are JSON, else as text; a field that holds several takes commas too.
 
     Raises:
-        ConfigError: no `=`, no such field, or a value of the wrong kind.
+        ConfigError: no `=`.
     """
     values: dict[str, Any] = {}
     for assignment in assignments:
@@ -32,7 +41,7 @@ def settings(config: CoDETRConfig, assignments: Sequence[str]) -> CoDETRConfig:
         if isinstance(present, tuple) and not isinstance(value, list):
             value = [_value(item) for item in text.split(",") if item]
         values[name] = text if isinstance(present, str) else value
-    return override(config, **values)
+    return values
 
 
 def _value(text: str) -> Any:

@@ -14,7 +14,8 @@ import codetr_lab
 from codetr_lab.data.shapes import Shapes
 from codetr_lab.engine.checkpoint import load_model, save_model, write_atomically
 from codetr_lab.engine.evaluate import evaluate, format_metrics
-from codetr_lab.experiments.quick import ExperimentError, QuickOptions, Record
+from codetr_lab.experiments.cell import ExperimentError, Record
+from codetr_lab.experiments.quick import QuickOptions
 
 SHIPPED = Path(codetr_lab.__file__).parent / "weights"
 """Where the package keeps its models."""

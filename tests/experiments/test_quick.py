@@ -18,12 +18,12 @@ import torch
 from codetr_lab.data.shapes import Shapes
 from codetr_lab.engine.checkpoint import load_model, load_state
 from codetr_lab.engine.evaluate import evaluate
-from codetr_lab.engine.options import TrainOptions
-from codetr_lab.engine.train import Stopped, train
-from codetr_lab.experiments.cell import fingerprint, measure, run_cell
-from codetr_lab.experiments.quick import Cell, ExperimentError, QuickOptions, Record, run_quick, table, verdict
+from codetr_lab.engine.train import Stopped
+from codetr_lab.experiments.cell import Cell, ExperimentError, Record, Setting, run_cell
+from codetr_lab.experiments.measure import measure
+from codetr_lab.experiments.quick import QuickOptions, quick_cells, run_quick, table, verdict
 from codetr_lab.models.config import ConfigError
-from codetr_lab.models.presets import create_model, preset
+from codetr_lab.models.presets import create_model
 
 TINY = QuickOptions(steps=3, train_images=12, val_images=6, keep_models=True)
 
@@ -43,16 +43,9 @@ def test_wrong_options_are_named(wrong: dict[str, Any], message: str):
         QuickOptions(**wrong)
 
 
-def test_a_cells_folder_changes_with_what_decides_its_numbers_and_with_nothing_else():
-    cell = Cell(1, 0, TINY)
-    same = replace(TINY, workers=5, keep_models=False, seeds=(0, 1), out=Path("elsewhere"))
-    assert fingerprint(cell) == fingerprint(Cell(1, 0, same))
-    others = [
-        Cell(0, 0, TINY), Cell(1, 1, TINY), Cell(1, 0, replace(TINY, steps=4)),
-        Cell(1, 0, replace(TINY, train_images=13)), Cell(1, 0, replace(TINY, val_images=7)),
-    ]  # fmt: skip
-    assert len({fingerprint(cell), *map(fingerprint, others)}) == 6
-    assert cell.folder == Path("runs/quick/cells") / f"k1_seed0_{fingerprint(cell)}"
+def cell_of(k: int, options: QuickOptions) -> Cell:
+    """The cell of the first seed."""
+    return quick_cells(options)[k]
 
 
 # What is said
@@ -137,7 +130,7 @@ def test_three_runs_give_three_records(finished: tuple[QuickOptions, list[Record
 @pytest.mark.slow
 def test_a_worker_measures_what_its_model_measures_here(finished: tuple[QuickOptions, list[Record]]):
     options, records = finished
-    measured = measure(load_model(Cell(2, 0, options).folder), Shapes("val", images=6))
+    measured = measure(load_model(cell_of(2, options).folder), Shapes("val", images=6))
     for name in ("ap", "iof_iob_area", "positives_per_object"):
         assert measured[name] == pytest.approx(records[2][name], abs=1e-6), name
 
@@ -145,9 +138,9 @@ def test_a_worker_measures_what_its_model_measures_here(finished: tuple[QuickOpt
 @pytest.mark.slow
 def test_finished_runs_are_used_again(finished: tuple[QuickOptions, list[Record]], capsys: pytest.CaptureFixture[str]):
     options, records = finished
-    written = [(Cell(k, 0, options).folder / "record.json").stat().st_mtime_ns for k in range(3)]
+    written = [(cell_of(k, options).folder / "record.json").stat().st_mtime_ns for k in range(3)]
     assert run_quick(replace(options, keep_models=False), progress=False) == records
-    assert [(Cell(k, 0, options).folder / "record.json").stat().st_mtime_ns for k in range(3)] == written
+    assert [(cell_of(k, options).folder / "record.json").stat().st_mtime_ns for k in range(3)] == written
     captured = capsys.readouterr()
     assert captured.err.count("used again") == 3
     assert "IoF-IoB area" in captured.out
@@ -157,36 +150,36 @@ def test_finished_runs_are_used_again(finished: tuple[QuickOptions, list[Record]
 @pytest.mark.slow
 def test_a_failing_run_is_named(tmp_path: Path):
     options = replace(TINY, out=tmp_path / "quick", workers=1)
-    damaged = Cell(2, 0, options).folder
+    damaged = cell_of(2, options).folder
     damaged.mkdir(parents=True)
     (damaged / "run.json").write_text("{")
-    with pytest.raises(ExperimentError, match=r"K=2 seed=0: .*run\.json: not JSON"):
+    with pytest.raises(ExperimentError, match=r"K = 2 .*, seed 0: .*run\.json: not JSON"):
         run_quick(options, progress=False)
     assert not (options.out / "quick.json").exists()
 
 
 class Stopping(Shapes):
-    """Asks for the end of the run at its sixth image, in the second step."""
+    """Asks for the end of the run at its sixth training image, in the second step."""
 
     def image(self, index: int) -> Any:
         self.count = getattr(self, "count", 0) + 1
-        if self.count == 6:
+        if self.count == 6 and self.split == "train":
             os.kill(os.getpid(), signal.SIGTERM)
         return super().image(index)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals")
-def test_a_stopped_cell_goes_on_and_ends_as_if_it_had_not_been_stopped(tmp_path: Path):
-    whole, stopped = (Cell(0, 0, replace(TINY, out=tmp_path / name, keep_models=False)) for name in "ab")
+def test_a_stopped_cell_goes_on_and_ends_as_if_it_had_not_been_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    whole, stopped = (cell_of(0, replace(TINY, out=tmp_path / name, keep_models=False)) for name in "ab")
     expected = run_cell(whole)
     assert whole.record() == expected
     kept = sorted(path.name for path in whole.folder.iterdir())
-    assert kept == ["config.json", "metrics.jsonl", "record.json", "run.json"]
-    assert replace(whole, options=replace(whole.options, keep_models=True)).record() is None  # its weights are gone
+    assert kept == ["config.json", "looks.jsonl", "metrics.jsonl", "record.json", "run.json"]
+    assert cell_of(0, replace(TINY, out=tmp_path / "a")).record() is None  # its weights are gone
 
-    settings = TrainOptions(steps=3, threads=1, device="cpu", progress=False)
-    with pytest.raises(Stopped, match="after step 2 of 3"):
-        train(preset("lab_baseline"), Stopping("train", images=12), None, stopped.folder, settings)
+    with monkeypatch.context() as patch, pytest.raises(Stopped, match="after step 2 of 3"):
+        patch.setattr(Setting, "dataset", lambda self, split: Stopping(split, images=12 if split == "train" else 6))
+        run_cell(stopped)
     assert stopped.record() is None
     ended = run_cell(stopped)
     assert {**ended, "seconds": 0, "eval_seconds": 0} == {**expected, "seconds": 0, "eval_seconds": 0}
@@ -207,8 +200,8 @@ def test_ctrl_c_leaves_checkpoints_to_go_on_from(tmp_path: Path):
     )
     running = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     options = QuickOptions(out=tmp_path, steps=100000, train_images=8, val_images=4)
-    folders = [Cell(k, 0, options).folder for k in (2, 1)]
-    deadline = time.monotonic() + 300
+    folders = [cell_of(k, options).folder for k in (2, 1)]
+    deadline = time.monotonic() + 1200
     try:
         while not all(
             (folder / "metrics.jsonl").exists() and (folder / "metrics.jsonl").stat().st_size for folder in folders
@@ -216,11 +209,11 @@ def test_ctrl_c_leaves_checkpoints_to_go_on_from(tmp_path: Path):
             assert running.poll() is None and time.monotonic() < deadline, "the runs did not get under way"
             time.sleep(0.2)
         running.send_signal(signal.SIGINT)
-        _, errors = running.communicate(timeout=120)
+        _, errors = running.communicate(timeout=600)
     finally:
         running.kill()  # its workers notice, and stop
     assert "KeyboardInterrupt: stopped; the same command goes on" in errors
     assert "the runs save their checkpoints" in errors
     for folder in folders:
         assert load_state(folder).step >= 20
-    assert not Cell(0, 0, options).folder.exists()
+    assert not cell_of(0, options).folder.exists()

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from codetr_lab.engine.checkpoint import CheckpointError, load_model, save_model
-from codetr_lab.experiments.quick import ExperimentError
+from codetr_lab.experiments.cell import ExperimentError
 from codetr_lab.experiments.ship import command, ship
 from codetr_lab.models.presets import create_model
 from codetr_lab.structures import ImageBatch

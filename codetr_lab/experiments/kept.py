@@ -1,0 +1,95 @@
+"""The finished runs that come with the package, as small data.
+
+`python -m codetr_lab.experiments.kept runs/experiments` keeps the runs that are finished there (add the number of steps
+to keep that length alone) and renews the tables in README.md and `results/README.md`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from codetr_lab.experiments.cell import Record
+from codetr_lab.experiments.run import with_pace
+from codetr_lab.experiments.statistics import Interval, by_seed, paired
+from codetr_lab.experiments.variants import VARIANTS
+
+RESULTS = Path(__file__).parent / "results"
+CELLS = RESULTS / "cells.jsonl"
+BEGIN, END = "<!-- experiments: begin -->", "<!-- experiments: end -->"
+
+
+def kept_records(path: Path = CELLS) -> list[Record]:
+    """The records that come with the package; empty if there are none."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def keep(out: Path, steps: int | None = None, path: Path = CELLS) -> list[Record]:
+    """Write the records of all finished cells of declared variants under `out` to `path`, sorted.
+
+    A variant of length n counts as a run of its steps over n.
+    """
+    found: dict[tuple[str, int, int], Record] = {}
+    for file in sorted((out / "cells").glob("*/record.json")):
+        record = json.loads(file.read_text())
+        variant = VARIANTS.get(record["variant"])
+        if variant is not None and steps in (None, round(record["steps"] / variant.length)):
+            found[list(VARIANTS).index(variant.name), record["steps"], record["seed"]] = record  # type: ignore[index]
+    records = with_pace([found[key] for key in sorted(found)], out)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return records
+
+
+def readme_table(records: Sequence[Record]) -> str:
+    """K = 0, 1 and 2 over seeds: AP, the gain with its 95 % interval, the paper's gain, and what else changes."""
+    paper = {"k1": "+5.2", "k2": "+5.8"}
+    lines = [
+        "| auxiliary heads | AP | gain over K = 0 | gain in the paper | encoder's IoF-IoB area | instability | seeds |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    base = by_seed(records, "k0", "ap")
+    for name in ("k0", "k1", "k2"):
+        aps = by_seed(records, name, "ap")
+        area = Interval.of(list(by_seed(records, name, "iof_iob_area").values()))
+        unstable = Interval.of(list(by_seed(records, name, "instability.mean_share").values()))
+        gain = "" if name == "k0" else paired(aps, base).text(1, 100, sign=True)
+        numbers = [
+            VARIANTS[name].title, Interval.of(list(aps.values())).text(1, 100), gain, paper.get(name, ""),
+            area.text(2), f"{unstable.text(0, 100)} %", str(len(aps)),
+        ]  # fmt: skip
+        lines.append(f"| {' | '.join(numbers)} |")
+    return "\n".join(lines)
+
+
+def between_marks(text: str, content: str) -> str:
+    """`text` with `content` between the two marks.
+
+    Raises:
+        ValueError: the marks are not there.
+    """
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise ValueError(f"no {BEGIN} ... {END} to write between")
+    return f"{before}{BEGIN}\n{content}\n{END}{after}"
+
+
+def main(arguments: Sequence[str]) -> None:
+    from codetr_lab.experiments.report import report_text
+
+    if not arguments:
+        sys.exit(__doc__)
+    records = keep(Path(arguments[0]), int(arguments[1]) if len(arguments) > 1 else None)
+    for file, content in (
+        (Path(__file__).parents[2] / "README.md", readme_table(records)),
+        (RESULTS / "README.md", report_text(records)),
+    ):
+        file.write_text(between_marks(file.read_text(), content))
+    print(f"{len(records)} runs of {len({r['variant'] for r in records})} variants kept in {CELLS}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
