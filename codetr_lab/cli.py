@@ -12,6 +12,7 @@ import tyro
 from codetr_lab.commands.data import Data
 from codetr_lab.commands.demo import Demo
 from codetr_lab.commands.experiment import Experiment
+from codetr_lab.commands.fiftyone import FiftyOne
 from codetr_lab.commands.machine import Bench, BuildOps, Doctor
 from codetr_lab.commands.models import Models
 from codetr_lab.commands.predict import Predict
@@ -26,6 +27,7 @@ Command = (
     | Annotated[Experiment, tyro.conf.subcommand("experiment")]
     | Annotated[Models, tyro.conf.subcommand("models")]
     | Annotated[Data, tyro.conf.subcommand("data")]
+    | Annotated[FiftyOne, tyro.conf.subcommand("fiftyone")]
     | Annotated[Bench, tyro.conf.subcommand("bench")]
     | Annotated[BuildOps, tyro.conf.subcommand("build-ops")]
     | Annotated[Doctor, tyro.conf.subcommand("doctor")]

@@ -51,13 +51,20 @@ def _value(text: str) -> Any:
         return text
 
 
-def open_datasets(data: str, val_data: str | None, drop_invalid: bool) -> tuple[DetectionDataset, DetectionDataset]:
+def open_data(spec: str, split: str, drop_invalid: bool = False) -> DetectionDataset:
+    """`open_dataset`, and `fiftyone:NAME` for a dataset in FiftyOne."""
+    if spec.startswith("fiftyone:"):
+        from codetr_lab.integrations.fiftyone import FiftyOneData
+
+        return FiftyOneData(spec.removeprefix("fiftyone:"), split)
     from codetr_lab.data.catalog import open_dataset
 
-    return (
-        open_dataset(data, "train", drop_invalid=drop_invalid),
-        open_dataset(val_data or data, "val", drop_invalid=drop_invalid),
-    )
+    return open_dataset(spec, split, drop_invalid=drop_invalid)
+
+
+def open_datasets(data: str, val_data: str | None, drop_invalid: bool) -> tuple[DetectionDataset, DetectionDataset]:
+    """What to train on, and what to evaluate on."""
+    return open_data(data, "train", drop_invalid), open_data(val_data or data, "val", drop_invalid)
 
 
 def split_names(text: str) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from typing import Literal
 
 import tyro
 
-from codetr_lab.commands.common import open_datasets, place, settings, split_names
+from codetr_lab.commands.common import open_data, open_datasets, place, settings, split_names
 from codetr_lab.engine.options import TrainOptions
 from codetr_lab.models.config import ConfigError
 
@@ -23,7 +23,7 @@ class Train:
     preset: str | None = None
     """Which model; `codetr models` lists them. Left out: lab_co_k2, or what --init holds."""
     data: str = "shapes"
-    """`shapes`, `shapes:easy`, `shapes:hard`, or a COCO-format folder or file."""
+    """`shapes`, `shapes:easy`, `shapes:hard`, a COCO-format folder or file, or `fiftyone:NAME`."""
     val_data: str | None = None
     """Data to evaluate on, where `--data` has no validation split of its own."""
     drop_invalid: bool = False
@@ -59,7 +59,7 @@ class Eval:
     weights: Path | None = None
     """A released .pth file that you fetched yourself; the model then names its preset."""
     data: str = "shapes"
-    """`shapes`, `shapes:easy`, `shapes:hard`, or a COCO-format folder or file."""
+    """`shapes`, `shapes:easy`, `shapes:hard`, a COCO-format folder or file, or `fiftyone:NAME`."""
     split: str = "val"
     """`train` or `val`; a folder may have others."""
     drop_invalid: bool = False
@@ -78,14 +78,13 @@ class Eval:
     """Write the numbers to this JSON file."""
 
     def run(self) -> int:
-        from codetr_lab.data.catalog import open_dataset
         from codetr_lab.engine.checkpoint import load, write_atomically
         from codetr_lab.engine.evaluate import evaluate, format_metrics
         from codetr_lab.engine.records import plain
         from codetr_lab.engine.tta import TTA
 
         model = load(self.model, self.weights)
-        dataset = open_dataset(self.data, self.split, drop_invalid=self.drop_invalid)
+        dataset = open_data(self.data, self.split, self.drop_invalid)
         if model.config.classes and dataset.classes != model.config.classes:
             raise ConfigError(
                 f"{self.model} knows the classes {', '.join(model.config.classes)}, but {self.data} has "

@@ -1,0 +1,167 @@
+"""FiftyOne panels and operators; all numbers come from `codetr_lab`, all pictures from `codetr_lab.viz`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import fiftyone.operators as foo
+import fiftyone.operators.types as types
+import plotly.graph_objects as go
+
+from codetr_lab.integrations.fiftyone import actions, summary
+from codetr_lab.viz import summary as figures
+
+
+class _FigurePanel(foo.Panel):
+    """A Plotly figure of the current view."""
+
+    name: str
+    label: str
+    icon: str
+    nothing = "This dataset was not built by codetr fiftyone."
+
+    @property
+    def config(self) -> foo.PanelConfig:
+        return foo.PanelConfig(name=self.name, label=self.label, icon=self.icon, surfaces="grid")
+
+    def figure(self, view: Any) -> go.Figure | None:
+        raise NotImplementedError
+
+    def on_load(self, ctx: Any) -> None:
+        figure = self.figure(ctx.view) if summary.models_of(ctx.view) and len(ctx.view) else None
+        content = None if figure is None else figure.to_plotly_json()
+        ctx.panel.set_state("layout", None if content is None else content["layout"])
+        ctx.panel.set_data("plot", [] if content is None else list(content["data"]))
+
+    on_change_view = on_load
+    on_change_extended_selection = on_load
+    on_change_dataset = on_load
+
+    def render(self, ctx: Any) -> types.Property:
+        panel = types.Object()
+        layout = ctx.panel.get_state("layout")
+        if layout is None:
+            panel.md(self.nothing, name="nothing")
+        else:
+            panel.plot("plot", layout=layout, config={"displaylogo": False}, height=90)
+        return types.Property(panel, view=types.GridView(height=100, width=100, orientation="vertical"))
+
+
+class IofIobCurves(_FigurePanel):
+    """Eq. 8 over the samples in view."""
+
+    name, label, icon = "iof_iob_curves", "IoF-IoB curves", "show_chart"
+
+    def figure(self, view: Any) -> go.Figure | None:
+        return figures.mean_curves_figure(summary.mean_curves(view), len(view))
+
+
+class PositivesPerObject(_FigurePanel):
+    """How many positives each head gives an object."""
+
+    name, label, icon = "positives_per_object", "Positives per object", "bar_chart"
+
+    def figure(self, view: Any) -> go.Figure | None:
+        return figures.mean_positives_figure(summary.positives_per_object(view), len(view))
+
+
+class HeadAgreement(_FigurePanel):
+    """Which heads find the same objects."""
+
+    name, label, icon = "head_agreement", "Head agreement", "grid_on"
+
+    def figure(self, view: Any) -> go.Figure | None:
+        return figures.agreement_figure(*summary.agreement(view), len(view))
+
+
+class _Form(foo.Operator):
+    """An operator that asks for its settings in a form."""
+
+    name: str
+    label: str
+
+    @property
+    def config(self) -> foo.OperatorConfig:
+        return foo.OperatorConfig(name=self.name, label=self.label, dynamic=True)
+
+
+class TraceSample(_Form):
+    """Opens the workbench at one sample."""
+
+    name, label = "trace_sample", "Trace this sample in the workbench"
+
+    def resolve_input(self, ctx: Any) -> types.Property:
+        form = types.Object()
+        if len(ctx.selected) != 1 and not ctx.current_sample:
+            form.md("Select one sample first.", name="which")
+        form.str("address", label="Address of the workbench", default=actions.WORKBENCH,
+                 description="started by: codetr demo")  # fmt: skip
+        return types.Property(form, view=types.View(label=self.label))
+
+    def execute(self, ctx: Any) -> dict[str, Any]:
+        chosen = ctx.current_sample or (ctx.selected[0] if ctx.selected else None)
+        if chosen is None:
+            return {"link": "Select one sample first."}
+        link = actions.workbench_link(ctx.dataset, chosen, ctx.params.get("address") or actions.WORKBENCH)
+        ctx.ops.open_url(link) if hasattr(ctx.ops, "open_url") else None
+        return {"link": link}
+
+    def resolve_output(self, ctx: Any) -> types.Property:
+        result = types.Object()
+        result.str("link", label="Open", view=types.LinkView(href=str(ctx.results.get("link"))))
+        return types.Property(result)
+
+
+class Reassign(_Form):
+    """Positives of a rule with other parameters, as a field of their own."""
+
+    name, label = "reassign", "Re-assign with other parameters"
+
+    def resolve_input(self, ctx: Any) -> types.Property:
+        form = types.Object()
+        rules = actions.rules()
+        form.enum("rule", list(rules), label="Rule", default=next(iter(rules)), required=True)
+        for name, value in rules[ctx.params.get("rule") or next(iter(rules))].items():
+            (form.int if isinstance(value, int) else form.float)(name, label=name, default=value)
+        form.str("field", label="Field", default="reassigned", required=True)
+        return types.Property(form, view=types.View(label=self.label))
+
+    def execute(self, ctx: Any) -> dict[str, Any]:
+        given = {k: v for k, v in ctx.params.items() if k in actions.rules()[ctx.params["rule"]]}
+        count = actions.reassign(ctx.target_view(), ctx.params["rule"], ctx.params["field"], **given)
+        ctx.ops.reload_dataset()
+        return {"positives": count}
+
+    def resolve_output(self, ctx: Any) -> types.Property:
+        result = types.Object()
+        result.int("positives", label="Positives written")
+        return types.Property(result)
+
+
+class RunModel(_Form):
+    """A model's detections on the view, as a field."""
+
+    name, label = "run_model", "Run a model on the view"
+
+    def resolve_input(self, ctx: Any) -> types.Property:
+        form = types.Object()
+        form.enum("model", actions.models(), label="Model", default=actions.models()[-1], required=True)
+        form.str("head", label="Head", default="detr", required=True)
+        form.str("field", label="Field", default="predictions", required=True)
+        return types.Property(form, view=types.View(label=self.label))
+
+    def execute(self, ctx: Any) -> dict[str, Any]:
+        count = actions.run_model(ctx.target_view(), ctx.params["model"], ctx.params["head"], ctx.params["field"])
+        ctx.ops.reload_dataset()
+        return {"detections": count}
+
+    def resolve_output(self, ctx: Any) -> types.Property:
+        result = types.Object()
+        result.int("detections", label="Detections written")
+        return types.Property(result)
+
+
+def register(plugin: Any) -> None:
+    """What FiftyOne calls when it loads the plugin."""
+    for part in (IofIobCurves, PositivesPerObject, HeadAgreement, TraceSample, Reassign, RunModel):
+        plugin.register(part)

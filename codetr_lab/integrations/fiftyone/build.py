@@ -1,0 +1,229 @@
+"""Builds a persistent FiftyOne dataset from records, and brings it up to date without touching what people added."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
+from PIL import Image
+from tqdm.auto import tqdm
+
+from codetr_lab.images import ImageError
+from codetr_lab.integrations.fiftyone.database import answering, open_fiftyone
+from codetr_lab.integrations.fiftyone.judge import judge
+from codetr_lab.integrations.fiftyone.look import dress
+from codetr_lab.integrations.records import ImageRecord, IntegrationError, Mark, field_prefixes, fingerprint, records
+
+if TYPE_CHECKING:
+    import fiftyone as fo
+
+    from codetr_lab.data.dataset import DetectionDataset
+    from codetr_lab.models.codetr import CoDETR
+
+logger = logging.getLogger(__name__)
+
+CHUNK = 16
+"""Images between two writes: what a killed build loses at most."""
+TRUTH = "ground_truth"
+
+
+def build_dataset(
+    models: Mapping[str, CoDETR],
+    data: DetectionDataset,
+    name: str,
+    *,
+    media: str | Path | None = None,
+    limit: int | None = None,
+    min_score: float = 0.2,
+    progress: bool = True,
+) -> fo.Dataset:
+    """A persistent dataset with ground truth, every head's detections and queries, maps and numbers per image.
+
+    Building again brings a dataset up to date: images whose models and settings have not changed are left as they are,
+    the others get new fields; tags, saved views and objects' ids stay. A killed build goes on where it was.
+
+    Args:
+        models: by name. The first one's fields carry no prefix (`detr`, `atss`, `queries_atss`, `encoder_map`), the
+            others' begin with their name.
+        data: where images and objects come from.
+        name: the dataset's name in FiftyOne.
+        media: folder for maps and for images that are not files yet; `runs/fiftyone/<name>` if left out.
+        limit: the first images only.
+        min_score: detections with a lower score are left out.
+
+    Raises:
+        IntegrationError: no FiftyOne or database, a foreign dataset of that name, other classes, another build at
+            work, or the database stopped answering.
+        OSError: a file cannot be written.
+    """
+    folder = Path(media) if media is not None else Path("runs") / "fiftyone" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / "build.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise IntegrationError(f"another build of {name} is at work in {folder}; wait for it or stop it") from error
+    with lock:
+        open_fiftyone()
+        with answering(f"the database stopped answering while {name} was built; run the same command to go on"):
+            return _build(models, data, name, folder, limit, min_score, progress)
+
+
+def _build(
+    models: Mapping[str, CoDETR], data: DetectionDataset, name: str, folder: Path, limit: int | None,
+    min_score: float, progress: bool,
+) -> fo.Dataset:  # fmt: skip
+    dataset = _open(name, data, list(models))
+    count = len(data) if limit is None else min(limit, len(data))
+    present = dict(zip(*dataset.values(["image_id", "built_from"]), strict=True)) if len(dataset) else {}
+    current = fingerprint(models, min_score)
+    ids = {index: int(data.target(index, masks=False)["image_id"]) for index in range(count)}
+    waiting = [index for index in range(count) if present.get(ids[index]) != current]
+    paths = image_files(data, folder / "images", count)
+    made = _readable(models, data, paths, waiting, min_score, progress, name)
+    while chunk := list(islice(made, CHUNK)):
+        known = {s.image_id: s for s in dataset.match({"image_id": {"$in": [r.image_id for r in chunk]}})}
+        fresh = []
+        for record in chunk:
+            sample = known.get(record.image_id)
+            filled = _fill(sample if sample is not None else _sample(record), record, folder / "maps")
+            if sample is None:
+                fresh.append(filled)
+            else:
+                filled.save()
+        dataset.add_samples(fresh, dynamic=True, progress=False)
+    if waiting or not dataset.info["codetr_lab"].get("complete"):
+        judge(dataset, list(models), progress=progress)
+        dress(dataset, list(models), data.classes)
+        dataset.info["codetr_lab"] |= {"complete": True, "min_score": min_score}
+        dataset.save()
+    return dataset
+
+
+def _open(name: str, data: DetectionDataset, models: list[str]) -> fo.Dataset:
+    """The dataset of that name, new or one of ours.
+
+    Raises:
+        IntegrationError: it is somebody else's, or was built from other data.
+    """
+    import fiftyone as fo
+
+    if not fo.dataset_exists(name):
+        dataset = fo.Dataset(name, persistent=True)
+        dataset.default_classes = list(data.classes)
+        dataset.info["codetr_lab"] = {"data": data.name, "models": models}
+        dataset.save()
+        return dataset
+    dataset = fo.load_dataset(name)
+    ours = dataset.info.get("codetr_lab")
+    if ours is None:
+        raise IntegrationError(f"a dataset {name} exists already and was not built here; choose another name")
+    if ours["data"] != data.name:
+        raise IntegrationError(f"{name} was built from {ours['data']}, not from {data.name}; choose another name")
+    for gone in set(ours["models"]) - set(models):
+        prefix = field_prefixes(ours["models"])[gone]
+        if prefix:
+            dataset.delete_sample_fields([field for field in dataset.get_field_schema() if field.startswith(prefix)])
+    dataset.info["codetr_lab"] = {"data": data.name, "models": models}
+    dataset.save()
+    return dataset
+
+
+def image_files(data: DetectionDataset, folder: Path, count: int) -> list[Path]:
+    """The files of a data set's first images; generated ones are written into `folder` as PNG."""
+    stored = getattr(data, "images_dir", None)
+    paths = [Path(stored or folder).resolve() / data.file_name(index) for index in range(count)]
+    if stored is None:
+        folder.mkdir(parents=True, exist_ok=True)
+        for index, path in enumerate(paths):
+            if not path.is_file():
+                partial = path.with_suffix(".part")
+                Image.fromarray(data.image(index)).save(partial, "PNG")
+                partial.replace(path)
+    return paths
+
+
+def _readable(
+    models: Mapping[str, CoDETR], data: DetectionDataset, paths: Sequence[Path], waiting: Sequence[int],
+    min_score: float, progress: bool, name: str,
+) -> Iterator[ImageRecord]:  # fmt: skip
+    """The records of images that can be read; the others are named in one warning at the end."""
+    missing: list[str] = []
+    for index in tqdm(waiting, desc=f"build {name}", unit="image", disable=not progress or not waiting):
+        try:
+            yield from records(models, data, paths, indices=[index], min_score=min_score)
+        except ImageError as error:
+            missing.append(str(error))
+    if missing:
+        logger.warning("%s: %d images are left out, the first: %s", name, len(missing), missing[0])
+    if missing and len(missing) == len(paths):
+        raise IntegrationError(f"no image of {data.name} can be read; the first: {missing[0]}")
+
+
+def _sample(record: ImageRecord) -> fo.Sample:
+    import fiftyone as fo
+
+    sample = fo.Sample(filepath=str(record.path), image_id=record.image_id)
+    height, width = record.size
+    sample["metadata"] = fo.ImageMetadata(width=width, height=height, num_channels=3)
+    return sample
+
+
+def _fill(sample: fo.Sample, record: ImageRecord, maps: Path) -> fo.Sample:
+    """Write a record into a sample; `built_from` tells a later build that it is complete."""
+    import fiftyone as fo
+
+    before = {} if not sample.has_field(TRUTH) or sample[TRUTH] is None else {
+        item["object"]: item for item in sample[TRUTH].detections
+    }  # fmt: skip
+    truth = []
+    for mark in record.truth:
+        item = _detection(mark)
+        if (old := before.get(mark.values["object"])) is not None:
+            item.id, item.tags = old.id, old.tags
+        truth.append(item)
+    sample[TRUTH] = fo.Detections(detections=truth)
+    ids = {item["object"]: item.id for item in truth}
+    for field, marks in record.boxes.items():
+        if field.endswith("queries") and not field.endswith("matched_queries"):
+            sample[field] = fo.Keypoints(keypoints=[_keypoint(mark, ids) for mark in marks])
+        else:
+            sample[field] = fo.Detections(detections=[_detection(mark, ids) for mark in marks])
+    for field, score_map in record.maps.items():
+        path = (maps / field / f"{record.image_id}.png").resolve()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(score_map).save(path)
+        sample[field] = fo.Heatmap(map_path=str(path), range=[0, 255])
+    judged = ("_right", "_false", "_missed")  # FiftyOne's own evaluation says so here
+    for field, value in (record.numbers | record.curves).items():
+        if not field.endswith(judged):
+            sample[field] = value
+    sample["built_from"] = record.built_from
+    return sample
+
+
+def _values(mark: Mark, ids: Mapping[int, str]) -> dict[str, Any]:
+    """A mark's values, with the id of the ground truth it was matched to."""
+    matched = ids.get(mark.values.get("object", -1))
+    return mark.values if matched is None else {**mark.values, "matched": matched}
+
+
+def _detection(mark: Mark, ids: Mapping[int, str] | None = None) -> fo.Detection:
+    import fiftyone as fo
+
+    values = mark.values if ids is None else _values(mark, ids)
+    return fo.Detection(label=mark.label, bounding_box=list(mark.box), confidence=mark.score, **values)
+
+
+def _keypoint(mark: Mark, ids: Mapping[int, str]) -> fo.Keypoint:
+    import fiftyone as fo
+
+    x, y, width, height = mark.box
+    return fo.Keypoint(
+        label=mark.label, points=[(x + width / 2, y + height / 2)], score=mark.score, width=width, height=height,
+        **_values(mark, ids),
+    )  # fmt: skip
