@@ -1,4 +1,7 @@
-"""What FiftyOne's model zoo calls; the models come with `codetr_lab`, so nothing is downloaded for them."""
+"""What FiftyOne's model zoo calls; the models come with `codetr_lab`, so nothing is downloaded for them.
+
+The source's name is not `codetr_lab`: FiftyOne imports it under its name, which would hide the package.
+"""
 
 from __future__ import annotations
 
