@@ -336,7 +336,7 @@ def test_ctrl_c_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("", "Expected one of {demo, train, eval, predict, experiment, models, data, fiftyone, bench, build-ops, doctor}"),
+        ("", "Expected one of {demo, train, eval, predict, experiment, models, data, fiftyone, bench, build-ops, "),
         ("trian", "Unrecognized options: trian; Available subcommands: demo, train"),
         ("train", "Missing from codetr train: --out PATH The run's folder. (required); For full helptext, run: codetr"),
         ("train --out x --step 3", "Unrecognized options: --step, 3; did you mean --steps?; For full helptext"),
