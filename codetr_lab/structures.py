@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 NEGATIVE = -1
@@ -300,7 +301,10 @@ class Detections(TensorRecord):
         """The same detections in the pixels of the file that the image came from."""
         factor = self.boxes.new_tensor([*scale, *scale])
         limit = self.boxes.new_tensor([size[1], size[0]] * 2)
-        return replace(self, boxes=torch.minimum((self.boxes / factor).clamp(min=0), limit))
+        masks = self.masks
+        if masks is not None and tuple(masks.shape[1:]) != size:
+            masks = F.interpolate(masks[:, None].float(), size=size, mode="nearest-exact")[:, 0] > 0.5
+        return replace(self, boxes=torch.minimum((self.boxes / factor).clamp(min=0), limit), masks=masks)
 
     def to_coco(self, image_id: int, category_ids: Sequence[int] | None = None) -> list[dict[str, Any]]:
         """COCO result records (`bbox` is xywh); `category_ids` maps labels back to the data set's own ids."""

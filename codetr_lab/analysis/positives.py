@@ -15,10 +15,10 @@ SIZES = ("small", "medium", "large")
 
 
 def _assignments(trace: Trace) -> Iterator[tuple[str, list[Assignment]]]:
-    """By name: the original queries' last layer, then every auxiliary head's assignment that feeds queries."""
-    original = trace.groups.get("original")
-    if original is not None and original.assignments:
-        yield "original", original.assignments[-1]
+    """By name: the last layer of each matched group, then every auxiliary head's assignment that feeds queries."""
+    for name, group in trace.groups.items():
+        if name not in trace.heads and name != "denoising" and group.assignments:
+            yield name, group.assignments[-1]
     for name, head in trace.heads.items():
         if head.assignments:
             yield name, head.assignments
@@ -59,7 +59,7 @@ class PositivesCounter:
                 self._positives[name] = self._positives.get(name, 0) + positives
 
     def result(self) -> dict[str, float]:
-        """Positives over objects by name: `original`, then each head; NaN while there is no object."""
+        """Positives over objects by name: matched groups, then heads; NaN while there is no object."""
         return {name: _ratio(self._positives[name].sum(), n.sum()) for name, n in self._objects.items()}
 
     def by_size(self) -> dict[str, dict[str, float]]:
@@ -75,7 +75,7 @@ def _ratio(positives: Tensor, objects: Tensor) -> float:
 
 
 def positives_per_object(trace: Trace) -> dict[str, float]:
-    """Mean used positives per object in one trace with targets, by name: `original` (last decoder layer) and each head.
+    """Mean used positives per object in one trace with targets: of each matched group's last layer and each head.
 
     Raises:
         AnalysisError: the trace has no targets.

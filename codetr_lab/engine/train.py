@@ -215,7 +215,7 @@ class _Run:
             source = batches(
                 self.train_data, self.config.image, self.config.recipe, train=True, seed=self.options.seed,
                 batch_size=max(1, self.config.recipe.batch_size // processes), epoch=epoch, start_batch=start,
-                workers=self.options.workers,
+                workers=self.options.workers, masks=self.config.needs_masks,
             )  # fmt: skip
             mine: tuple[ImageBatch, list[Target]] | None = None
             for index, item in enumerate(source):

@@ -12,6 +12,16 @@ import json
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, Literal, get_args, get_type_hints
 
+from codetr_lab.models.head_configs import (
+    ATSSConfig,
+    FasterRCNNConfig,
+    FCOSConfig,
+    GFLConfig,
+    MaskRCNNConfig,
+    PAAConfig,
+    RetinaNetConfig,
+)
+
 
 class ConfigError(ValueError):
     """A configuration names something that does not exist or cannot work; the message says what to write instead."""
@@ -135,50 +145,6 @@ class MatchConfig:
 
 
 @dataclass(frozen=True)
-class ATSSConfig:
-    """The ATSS head (Zhang et al., 2020). The anchor's side is `anchor_scale` strides."""
-
-    stacked_convs: int = 1
-    anchor_scale: float = 8.0
-    top_k: int = 9
-    weight_classification: float = 1.0
-    weight_box: float = 2.0
-    weight_centerness: float = 1.0
-    nms_pre: int = 1000
-    nms_iou: float = 0.6
-    max_detections: int = 100
-
-
-@dataclass(frozen=True)
-class FasterRCNNConfig:
-    """RPN and RoI head (Ren et al., 2015) with GIoU regression."""
-
-    anchor_scale: float = 4.0
-    anchor_scales_per_octave: int = 3
-    anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
-    rpn_samples: int = 256
-    rpn_positive_fraction: float = 0.5
-    rpn_positive_iou: float = 0.7
-    rpn_negative_iou: float = 0.3
-    proposals_per_level: int = 4000
-    proposals: int = 1000
-    test_proposals_per_level: int = 1000
-    proposal_nms_iou: float = 0.7
-    roi_samples: int = 512
-    roi_positive_fraction: float = 0.25
-    roi_positive_iou: float = 0.5
-    roi_levels: int = 4
-    roi_finest_scale: float = 112
-    roi_size: int = 7
-    roi_hidden: int = 1024
-    weight_rpn: float = 1.0
-    weight_classification: float = 1.0
-    weight_box: float = 10.0
-    nms_iou: float = 0.5
-    max_detections: int = 100
-
-
-@dataclass(frozen=True)
 class QueryConfig:
     """Customized positive queries (Eq. 4).
 
@@ -262,6 +228,11 @@ class CoDETRConfig:
     queries: QueryConfig = field(default_factory=QueryConfig)
     atss: ATSSConfig = field(default_factory=ATSSConfig)
     faster_rcnn: FasterRCNNConfig = field(default_factory=FasterRCNNConfig)
+    mask_rcnn: MaskRCNNConfig = field(default_factory=MaskRCNNConfig)
+    retinanet: RetinaNetConfig = field(default_factory=RetinaNetConfig)
+    fcos: FCOSConfig = field(default_factory=FCOSConfig)
+    paa: PAAConfig = field(default_factory=PAAConfig)
+    gfl: GFLConfig = field(default_factory=GFLConfig)
     recipe: RecipeConfig = field(default_factory=RecipeConfig)
 
     @property
@@ -272,6 +243,11 @@ class CoDETRConfig:
         """
         layers = self.transformer.decoder_layers
         return self.lambda_2 * (layers if self.lambda_2_per_layer else 1) if layers else 1.0
+
+    @property
+    def needs_masks(self) -> bool:
+        """Whether training needs the targets' masks."""
+        return "mask_rcnn" in self.aux_heads
 
     def __post_init__(self) -> None:
         if self.classes and len(self.classes) != self.num_classes:

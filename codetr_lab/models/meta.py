@@ -13,7 +13,7 @@ from codetr_lab.models.config import CoDETRConfig, override
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-TRAINING_ONLY = ("heads.", "customizers.", "pyramid.", "training_groups.", "selection.one_to_many.")
+TRAINING_ONLY = ("heads.", "customizers.", "pyramid.", "denoising.", "training_groups.", "selection.one_to_many.")
 """Parts that detection by the decoder does not need."""
 
 
@@ -35,9 +35,11 @@ def meta_model(config: CoDETRConfig) -> CoDETR:
 
 
 def parameter_counts(config: CoDETRConfig) -> tuple[int, int]:
-    """The number of all parameters, and of those that the decoder's detections need."""
-    sizes = {name: parameter.numel() for name, parameter in meta_model(config).named_parameters()}
-    used = sum(size for name, size in sizes.items() if not name.startswith(TRAINING_ONLY))
+    """The number of all parameters, and of those that the main head's detections need."""
+    model = meta_model(config)
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    unused = TRAINING_ONLY if model.decoder else tuple(f"heads.{name}." for name in model.detectors[1:])
+    used = sum(size for name, size in sizes.items() if not name.startswith(unused))
     return sum(sizes.values()), used
 
 

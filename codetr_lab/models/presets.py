@@ -10,12 +10,10 @@ from typing import Any
 
 from codetr_lab.models.codetr import CoDETR
 from codetr_lab.models.config import (
-    ATSSConfig,
     BackboneConfig,
     CoDETRConfig,
     DecoderConfig,
     DenoisingConfig,
-    FasterRCNNConfig,
     ImageConfig,
     QueryConfig,
     RecipeConfig,
@@ -23,11 +21,25 @@ from codetr_lab.models.config import (
     override,
     unknown,
 )
+from codetr_lab.models.head_configs import (
+    ATSSConfig,
+    FasterRCNNConfig,
+    FCOSConfig,
+    GFLConfig,
+    MaskRCNNConfig,
+    PAAConfig,
+    RetinaNetConfig,
+)
 from codetr_lab.models.tags import TAGS
 
 
 def _lab(preset: str, aux_heads: tuple[str, ...]) -> CoDETRConfig:
     """128-pixel images, strides 8 to 32, 64 channels; anchors and RoIs scaled to objects of 18 to 64 pixels."""
+    rcnn: dict[str, Any] = {
+        "anchor_scale": 2.0, "anchor_scales_per_octave": 2, "rpn_samples": 128, "proposals_per_level": 300,
+        "proposals": 150, "test_proposals_per_level": 300, "roi_samples": 64, "roi_levels": 3, "roi_finest_scale": 28,
+        "roi_hidden": 128,
+    }  # fmt: skip
     return CoDETRConfig(
         preset=preset, num_classes=6, classes=("circle", "square", "triangle", "star", "cross", "ring"),
         num_queries=50, aux_heads=aux_heads,
@@ -41,10 +53,12 @@ def _lab(preset: str, aux_heads: tuple[str, ...]) -> CoDETRConfig:
         ),
         queries=QueryConfig(maximum=80),
         atss=ATSSConfig(anchor_scale=3.0),
-        faster_rcnn=FasterRCNNConfig(
-            anchor_scale=2.0, anchor_scales_per_octave=2, rpn_samples=128, proposals_per_level=300, proposals=150,
-            test_proposals_per_level=300, roi_samples=64, roi_levels=3, roi_finest_scale=28, roi_hidden=128,
-        ),
+        faster_rcnn=FasterRCNNConfig(**rcnn),
+        mask_rcnn=MaskRCNNConfig(**rcnn, mask_convs=1),
+        retinanet=RetinaNetConfig(anchor_scale=2.0, anchor_scales_per_octave=2),
+        fcos=FCOSConfig(reach=3.0, query_scale=3.0),
+        paa=PAAConfig(anchor_scale=3.0),
+        gfl=GFLConfig(anchor_scale=3.0, bins=8),
         recipe=RecipeConfig(
             steps=3000, batch_size=4, lr=2e-3, lr_multipliers=(), warmup_steps=100, schedule="cosine",
             short_sides=(128,), clip_norm=0.1,

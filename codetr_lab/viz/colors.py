@@ -18,6 +18,8 @@ HEAD_COLORS: dict[str, str] = {
     "gfl": "#D9C91A",
     "mask_rcnn": "#6B5FA8",
     "denoising": "#7A5C3E",
+    "group": "#1B2A6B",
+    "one_to_many": "#8A1538",
 }
 HEAD_TITLES: dict[str, str] = {
     "original": "DETR decoder",
@@ -29,6 +31,8 @@ HEAD_TITLES: dict[str, str] = {
     "gfl": "GFL",
     "mask_rcnn": "Mask R-CNN",
     "denoising": "Denoising queries",
+    "group": "Group",
+    "one_to_many": "One-to-many queries",
 }
 GROUND_TRUTH = "#FFFFFF"
 GROUND_TRUTH_HALO = "#111111"

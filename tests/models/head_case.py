@@ -9,14 +9,17 @@ from codetr_lab.models.config import CoDETRConfig, override
 from codetr_lab.structures import HeadOutput, ImageBatch, Target
 
 STRIDES = (8, 16, 32, 64)
+RCNN = {
+    "anchor_scale": 2.0, "roi_hidden": 32, "proposals": 60, "proposals_per_level": 100, "test_proposals_per_level": 100,
+    "rpn_samples": 64, "roi_samples": 32, "roi_finest_scale": 28.0,
+}  # fmt: skip
 CONFIG = override(
     CoDETRConfig(), num_classes=6,
     **{
         "transformer.hidden_dim": 32, "transformer.heads": 4, "transformer.norm_groups": 8,
         "transformer.decoder_layers": 3, "queries.maximum": 40, "atss.anchor_scale": 3.0,
-        "faster_rcnn.anchor_scale": 2.0, "faster_rcnn.roi_hidden": 32, "faster_rcnn.proposals": 60,
-        "faster_rcnn.proposals_per_level": 100, "faster_rcnn.test_proposals_per_level": 100,
-        "faster_rcnn.rpn_samples": 64, "faster_rcnn.roi_samples": 32, "faster_rcnn.roi_finest_scale": 28.0,
+        "faster_rcnn": RCNN, "mask_rcnn": RCNN | {"mask_convs": 1}, "retinanet.anchor_scale": 2.0, "fcos.reach": 3.0,
+        "fcos.query_scale": 3.0, "paa.anchor_scale": 3.0, "gfl.anchor_scale": 3.0, "gfl.bins": 8,
     },
 )  # fmt: skip
 
@@ -34,8 +37,12 @@ def batch(*sizes: tuple[int, int]) -> ImageBatch:
 
 
 def target(*boxes: list[float]) -> Target:
-    """Objects with labels 0, 1, 2, ..."""
-    return {"boxes": torch.tensor(boxes).view(-1, 4).float(), "labels": torch.arange(len(boxes))}
+    """Objects with labels 0, 1, 2, ..., and discs as masks in images of 128 pixels."""
+    corners = torch.tensor(boxes).view(-1, 4).float()
+    y, x = torch.meshgrid(torch.arange(128) + 0.5, torch.arange(128) + 0.5, indexing="ij")
+    centre, radius = (corners[:, :2] + corners[:, 2:]) / 2, (corners[:, 2:] - corners[:, :2]) / 2
+    offset = (torch.stack([x, y], -1) - centre[:, None, None]) / radius[:, None, None]
+    return {"boxes": corners, "labels": torch.arange(len(boxes)), "masks": offset.square().sum(-1) <= 1}
 
 
 TARGETS = [target([10, 12, 50, 40], [60, 60, 110, 120]), target([30, 30, 62, 60])]

@@ -11,7 +11,8 @@ from codetr_lab.engine.checkpoint import load, save_model
 from codetr_lab.engine.evaluate import evaluate
 from codetr_lab.models.config import ConfigError
 from codetr_lab.models.heads import HEADS
-from codetr_lab.models.presets import create_model
+from codetr_lab.models.meta import parameter_counts
+from codetr_lab.models.presets import create_model, preset
 
 NO_DECODER = {"transformer.decoder_layers": 0}
 
@@ -72,6 +73,13 @@ def test_it_is_saved_loaded_and_evaluated(small, tmp_path) -> None:
     image = data.image(0)
     found, expected = again.predict([image])[0], model.predict([image], ("faster_rcnn",))[0]
     assert torch.equal(found["faster_rcnn"].boxes, expected["faster_rcnn"].boxes)
+
+
+def test_all_its_parameters_are_in_use_but_the_other_heads() -> None:
+    total, used = parameter_counts(preset("lab_co_k1", **NO_DECODER))
+    assert used == total
+    more, same = parameter_counts(preset("lab_co_k1", aux_heads=("atss", "faster_rcnn"), **NO_DECODER))
+    assert more > total and same == used
 
 
 def test_a_model_needs_a_decoder_or_a_head() -> None:

@@ -15,7 +15,8 @@ from codetr_lab import boxes as box_ops
 from codetr_lab import draws
 from codetr_lab.assign import atss
 from codetr_lab.models.config import CoDETRConfig, override
-from codetr_lab.models.heads.atss import STDS, ATSSHead, centerness_target
+from codetr_lab.models.heads.atss import STDS, ATSSHead
+from codetr_lab.models.heads.dense import Dense, centerness_target
 from codetr_lab.structures import POSITIVE
 
 
@@ -141,8 +142,8 @@ def test_anchors_in_the_padding_are_no_loss_but_spare_boxes_of_zeros(head: ATSSH
     logits, deltas, centerness = wide(pyramid())
     anchors = wide.anchors(pyramid(), images)
     assignments = [atss(anchors.candidates(i), t) for i, t in enumerate(TARGETS)]
-    first = wide._losses((logits, deltas, centerness), anchors, assignments)
-    second = wide._losses((logits + 5 * ~anchors.valid[..., None], deltas, centerness), anchors, assignments)
+    first = wide.losses(Dense(logits, deltas, centerness), anchors, assignments)
+    second = wide.losses(Dense(logits + 5 * ~anchors.valid[..., None], deltas, centerness), anchors, assignments)
     assert first["classification"].item() == second["classification"].item()
 
 
@@ -191,11 +192,11 @@ def test_the_best_scores_of_a_level_come_from_class_scores_alone() -> None:
     config = override(CONFIG, num_classes=1, **{"atss.nms_pre": 1, "atss.max_detections": 9})
     head = ATSSHead(config, STRIDES[:1])
 
-    def outputs(_: object) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def outputs(_: object) -> Dense:
         logits = torch.zeros(1, 4, 1)
         logits[0, 2] = 1
         centerness = torch.tensor([[9.0, 9, -1, 9]])
-        return logits, torch.zeros(1, 4, 4), centerness
+        return Dense(logits, torch.zeros(1, 4, 4), centerness)
 
     head.forward = outputs
     (found,) = head.predict([torch.zeros(1, 32, 2, 2)], batch((16, 16)))

@@ -6,10 +6,12 @@ import pytest
 import torch
 from conftest_models import TWO, images, objects
 
+from codetr_lab.analysis import positives_per_object
 from codetr_lab.assign import hungarian, repeated_hungarian
 from codetr_lab.models.codetr import CoDETR
 from codetr_lab.models.config import ConfigError
-from codetr_lab.models.presets import BASELINES
+from codetr_lab.models.meta import parameter_counts
+from codetr_lab.models.presets import BASELINES, preset
 from codetr_lab.structures import Positives
 
 DINO = {"decoder.scheme": "dino", "decoder.final_norm": True, "denoising.queries": 6, "decoder.encoder_loss": "classes"}
@@ -78,6 +80,12 @@ def test_groups_do_not_see_each_other_in_the_one_pass(small, scheme) -> None:
     assert torch.allclose(together["original"].boxes_cxcywh, alone["original"].boxes_cxcywh, atol=1e-6)
 
 
+@pytest.mark.parametrize("scheme", ["group", "hybrid"])
+def test_schemes_cost_no_parameters_in_inference(scheme) -> None:
+    total, used = parameter_counts(preset("lab_baseline", **BASELINES[scheme]))
+    assert used == parameter_counts(preset("lab_baseline"))[1] < total
+
+
 def test_every_group_gives_every_object_its_own_query(small) -> None:
     trace = small(**BASELINES["group"]).trace(images((64, 64), (64, 64)), TWO)
     for name in ("original", "group_2", "group_3"):
@@ -125,6 +133,13 @@ def test_one_to_many_queries_are_matched_to_repeated_objects(small) -> None:
     cxcywh = torch.cat([(wanted[:, :2] + wanted[:, 2:]) / 2, wanted[:, 2:] - wanted[:, :2]], 1) / 64
     l1 = (group.boxes_cxcywh[-1][matched] - cxcywh).abs().sum() / 8  # over all matched queries of the batch
     assert torch.allclose(trace.losses["decoder.one_to_many.1.l1"], 5 * l1, rtol=1e-4)
+
+
+def test_positives_are_counted_group_by_group(small) -> None:
+    model = small(("atss",), **{"decoder.groups": 2, "decoder.one_to_many": 20, "decoder.repeats": 3})
+    counts = positives_per_object(model.trace(images((64, 64), (64, 64)), TWO))
+    assert counts.pop("atss") > 1
+    assert counts == {"original": 1, "one_to_many": 3, "group_2": 1}
 
 
 def test_one_to_many_queries_are_the_next_best_tokens(small) -> None:

@@ -23,6 +23,7 @@ def test_every_head_has_its_own_colour_and_title() -> None:
         ("detr", "DETR decoder", "original"),
         ("faster_rcnn", "Faster R-CNN", "faster_rcnn"),
         ("atss_2", "ATSS (2)", "atss"),
+        ("group_2", "Group (2)", "group"),
     ],
 )
 def test_titles_and_repeats(name: str, title: str, like: str) -> None:

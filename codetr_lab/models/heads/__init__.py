@@ -12,9 +12,17 @@ from torch import Tensor, nn
 from codetr_lab.models.config import CoDETRConfig, ConfigError, unknown
 from codetr_lab.models.heads.atss import ATSSHead
 from codetr_lab.models.heads.faster_rcnn import FasterRCNNHead
+from codetr_lab.models.heads.fcos import FCOSHead
+from codetr_lab.models.heads.gfl import GFLHead
+from codetr_lab.models.heads.mask_rcnn import MaskRCNNHead
+from codetr_lab.models.heads.paa import PAAHead
+from codetr_lab.models.heads.retinanet import RetinaNetHead
 from codetr_lab.structures import Detections, HeadOutput, ImageBatch, Target
 
-__all__ = ["HEADS", "ATSSHead", "AuxHead", "FasterRCNNHead", "build_heads"]
+__all__ = [
+    "HEADS", "ATSSHead", "AuxHead", "FCOSHead", "FasterRCNNHead", "GFLHead", "MaskRCNNHead", "PAAHead",
+    "RetinaNetHead", "build_heads",
+]  # fmt: skip
 
 
 class AuxHead(Protocol):
@@ -44,7 +52,18 @@ class AuxHead(Protocol):
         ...
 
 
-HEADS: dict[str, type[ATSSHead] | type[FasterRCNNHead]] = {"atss": ATSSHead, "faster_rcnn": FasterRCNNHead}
+Kind = (
+    type[ATSSHead] | type[FasterRCNNHead] | type[RetinaNetHead] | type[FCOSHead] | type[PAAHead] | type[GFLHead]
+)  # fmt: skip
+HEADS: dict[str, Kind] = {
+    "atss": ATSSHead,
+    "faster_rcnn": FasterRCNNHead,
+    "mask_rcnn": MaskRCNNHead,
+    "retinanet": RetinaNetHead,
+    "fcos": FCOSHead,
+    "paa": PAAHead,
+    "gfl": GFLHead,
+}
 
 
 def build_heads(config: CoDETRConfig, strides: Sequence[int]) -> nn.ModuleDict:

@@ -16,7 +16,8 @@ from codetr_lab.assign.objects import matchable
 from codetr_lab.draws import choose
 from codetr_lab.losses import giou_loss
 from codetr_lab.models.config import CoDETRConfig, ConfigError
-from codetr_lab.models.heads.anchors import Anchors, make_anchors, tokens
+from codetr_lab.models.head_configs import FasterRCNNConfig
+from codetr_lab.models.heads.anchors import Anchors, anchor_sides, make_anchors, tokens
 from codetr_lab.models.heads.roi_align import roi_align
 from codetr_lab.structures import (
     GROUND_TRUTH,
@@ -69,9 +70,10 @@ class FasterRCNNHead(nn.Module):
     """Region proposals from all pyramid levels, then class and box of each proposal from the finest `roi_levels`.
 
     Args:
-        config: the detector's; `config.faster_rcnn` describes this head.
+        config: the detector's.
         strides: pixels per cell of every pyramid level, finest first.
         name: the head's name in the model.
+        settings: the head's own; by default `config.faster_rcnn`.
 
     Raises:
         ConfigError: `roi_levels` exceeds the pyramid.
@@ -79,13 +81,20 @@ class FasterRCNNHead(nn.Module):
 
     positives_need_training = True
 
-    def __init__(self, config: CoDETRConfig, strides: Sequence[int], name: str = "faster_rcnn") -> None:
+    def __init__(
+        self,
+        config: CoDETRConfig,
+        strides: Sequence[int],
+        name: str = "faster_rcnn",
+        settings: FasterRCNNConfig | None = None,
+    ) -> None:
         super().__init__()
         self.config, self.strides, self.name = config, tuple(strides), name
-        settings, dim = config.faster_rcnn, config.transformer.hidden_dim
+        settings = self.settings = settings or config.faster_rcnn
+        dim = config.transformer.hidden_dim
         if not 1 <= settings.roi_levels <= len(self.strides):
             raise ConfigError(
-                f"faster_rcnn.roi_levels is {settings.roi_levels}, but the pyramid has {len(self.strides)} levels"
+                f"{name}: roi_levels is {settings.roi_levels}, but the pyramid has {len(self.strides)} levels"
             )
         shapes = settings.anchor_scales_per_octave * len(settings.anchor_ratios)
         self.rpn_conv = nn.Conv2d(dim, dim, 3, padding=1)
@@ -120,7 +129,7 @@ class FasterRCNNHead(nn.Module):
             cross-entropy) and `roi_box` (GIoU), weighted. `assignments` are the RoI head's, over the image's own
             object boxes followed by its proposals; `stages["rpn"]` are the anchors'.
         """
-        settings = self.config.faster_rcnn
+        settings = self.settings
         objectness, deltas = self.rpn(pyramid)
         anchors = self.anchors(pyramid, batch)
         rpn, losses = self._supervise_rpn(objectness, deltas, anchors, targets, generator)
@@ -150,7 +159,7 @@ class FasterRCNNHead(nn.Module):
     @torch.no_grad()
     def predict(self, pyramid: Sequence[Tensor], batch: ImageBatch) -> list[Detections]:
         """Detections per image after NMS per class; `source_index` is the proposal, best proposal first."""
-        settings, classes = self.config.faster_rcnn, self.config.num_classes
+        settings, classes = self.settings, self.config.num_classes
         anchors = self.anchors(pyramid, batch)
         proposals = self.propose(*self.rpn(pyramid), anchors, batch, settings.test_proposals_per_level)
         rois = [boxes for boxes, _ in proposals]
@@ -184,7 +193,7 @@ class FasterRCNNHead(nn.Module):
 
         Of every level, the best `per_level` anchors go through an NMS of their own.
         """
-        settings = self.config.faster_rcnn
+        settings = self.settings
         scores = objectness.sigmoid()
         best, start = [], 0
         for size in torch.bincount(anchors.level).tolist():
@@ -216,7 +225,7 @@ class FasterRCNNHead(nn.Module):
         targets: Sequence[Target],
         generator: torch.Generator | None,
     ) -> tuple[list[Assignment], dict[str, Tensor]]:
-        settings = self.config.faster_rcnn
+        settings = self.settings
         assignments, positive, drawn, truth, count = [], [], [], [], 0
         for image, target in enumerate(targets):
             assignment = max_iou(
@@ -241,18 +250,18 @@ class FasterRCNNHead(nn.Module):
         return assignments, {"rpn_classification": weight * classification, "rpn_box": weight * box}
 
     def anchors(self, pyramid: Sequence[Tensor], batch: ImageBatch) -> Anchors:
-        """Ratio (height over width) by ratio, each in all scales of the octave."""
-        settings, step = self.config.faster_rcnn, torch.arange(self.config.faster_rcnn.anchor_scales_per_octave)
-        scale = settings.anchor_scale * 2 ** (step / settings.anchor_scales_per_octave)
-        height = torch.tensor(settings.anchor_ratios).sqrt()[:, None]
-        sides = torch.stack([scale / height, scale * height], -1).flatten(0, 1)
+        settings = self.settings
+        sides = anchor_sides(settings.anchor_scale, settings.anchor_scales_per_octave, settings.anchor_ratios)
         return make_anchors(pyramid, self.strides, sides.to(pyramid[0].device), batch)
 
     # --- the RoI head
 
-    def roi_features(self, pyramid: Sequence[Tensor], rois: Sequence[Tensor]) -> Tensor:
-        """(R,D,7,7) features of the (R_i,4) boxes of every image, image after image, each from its own level."""
-        settings = self.config.faster_rcnn
+    def roi_features(self, pyramid: Sequence[Tensor], rois: Sequence[Tensor], size: int | None = None) -> Tensor:
+        """(R,D,size,size) features of the (R_i,4) boxes of every image, image after image, each from its own level.
+
+        `size` is `roi_size` (7) by default.
+        """
+        settings = self.settings
         boxes = torch.cat(list(rois))
         counts = torch.tensor([len(group) for group in rois], device=boxes.device)
         image = torch.arange(len(rois), device=boxes.device).repeat_interleave(counts)
@@ -263,12 +272,12 @@ class FasterRCNNHead(nn.Module):
             if not len(row) and index:
                 continue  # the finest level is kept, for batches without any box
             rows.append(row)
-            pooled.append(roi_align(pyramid[index], boxes[row], image[row], settings.roi_size, 1 / stride))
+            pooled.append(roi_align(pyramid[index], boxes[row], image[row], size or settings.roi_size, 1 / stride))
         return torch.cat(pooled)[torch.cat(rows).argsort()]
 
     def roi_level(self, boxes: Tensor) -> Tensor:
         """(R,) the pyramid level that (R,4) boxes are pooled from: 0 up to twice `roi_finest_scale`, and so on."""
-        settings = self.config.faster_rcnn
+        settings = self.settings
         scale = box_ops.area(boxes).sqrt() / settings.roi_finest_scale
         return (scale + 1e-6).log2().floor().clamp(0, settings.roi_levels - 1).long()
 
@@ -281,7 +290,7 @@ class FasterRCNNHead(nn.Module):
 
     def assign_rois(self, boxes: Tensor, scores: Tensor, target: Target) -> Assignment:
         """Objects' own boxes go first and belong to themselves; crowds give none."""
-        settings, strides = self.config.faster_rcnn, boxes.new_tensor(self.strides)
+        settings, strides = self.settings, boxes.new_tensor(self.strides)
         own = matchable(target)
         rois = torch.cat([target["boxes"][own], boxes])
         level = self.roi_level(rois)
@@ -298,7 +307,7 @@ class FasterRCNNHead(nn.Module):
         self, logits: Tensor, deltas: Tensor, rois: Tensor, drawn: list[Sample], assignments: list[Assignment]
     ) -> dict[str, Tensor]:
         """Both terms are divided by the number of sampled RoIs, negatives included; not averaged over processes."""
-        settings, count, start = self.config.faster_rcnn, max(1, len(rois)), 0
+        settings, count, start = self.settings, max(1, len(rois)), 0
         labels = torch.full((len(rois),), self.config.num_classes, device=rois.device)
         positive, truth = [], []
         for draw, assignment in zip(drawn, assignments, strict=True):
