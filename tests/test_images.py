@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from codetr_lab.images import ImageError, load_image, normalise, prepare, resize, resized_size
+from codetr_lab.images import ImageError, batch_of, load_image, normalise, prepare, resize, resized_size
 from codetr_lab.models.config import ImageConfig
 
 RNG = np.random.default_rng(0)
@@ -199,3 +199,32 @@ def test_prepare_normalises_and_keeps_both_scales() -> None:
     expected = (torch.tensor([200.0, 100, 50]) - torch.tensor(config.mean)) / torch.tensor(config.std)
     torch.testing.assert_close(prepared.pixels, expected[:, None, None].expand(3, 40, 55))
     torch.testing.assert_close(prepared.pixels[:, :30, :41], normalise(image, config))
+
+
+@pytest.mark.parametrize(
+    ("config", "size", "new"),
+    [
+        (ImageConfig(), (427, 640), (800, 1199)),
+        (ImageConfig(short=1280, long=2048, divisor=32), (480, 640), (1280, 1707)),
+        (ImageConfig(short=1024, long=1024, square=True), (333, 500), (682, 1024)),
+    ],
+)
+def test_prepare_equals_the_releases_steps_done_with_opencv(
+    config: ImageConfig, size: tuple[int, int], new: tuple[int, int]
+) -> None:
+    """Resize, pad the square with grey 114, then normalise: subtract, and multiply by the inverse, in float32."""
+    cv2 = pytest.importorskip("cv2")
+    image = RNG.integers(0, 256, (*size, 3), dtype=np.uint8)
+    expected = cv2.resize(image, new[::-1], interpolation=cv2.INTER_LINEAR)
+    if config.square:
+        below, right = config.long - new[0], config.long - new[1]
+        expected = cv2.copyMakeBorder(expected, 0, below, 0, right, cv2.BORDER_CONSTANT, value=(114, 114, 114))
+    expected = expected.astype(np.float32)
+    cv2.subtract(expected, np.float64([config.mean]), expected)
+    cv2.multiply(expected, 1 / np.float64([config.std]), expected)
+    prepared = prepare(image, config)
+    torch.testing.assert_close(prepared.pixels, torch.from_numpy(expected).permute(2, 0, 1), atol=1e-6, rtol=1e-6)
+    assert prepared.scale == (new[1] / size[1], new[0] / size[0])
+    batch = batch_of([prepared], config)
+    assert batch.pixels.shape[2:] == tuple(-(-side // config.divisor) * config.divisor for side in expected.shape[:2])
+    assert bool(batch.pad_mask.any()) == (config.divisor > 1 and any(side % 32 for side in new))

@@ -136,7 +136,7 @@ it needs a head.
 def list_models(pattern: str = "*", *, tags: bool = False) -> list[str]:
     """Names of presets that match a shell pattern, sorted; with `tags` those of the release's recipes.
 
-    A preset's name is an architecture (`co_dino_5scale_r50`), trained as in the paper's main tables; with a tag
+    A preset's name is an architecture (`co_dino_5scale_r50`); with a tag
     (`co_dino_5scale_r50.lsj_3x_coco`) it is one of the release's recipes for it, and the name of its weights.
     """
     names = [f"{name}.{tag}" for name, recipes in TAGS.items() for tag in recipes] if tags else list(_PRESETS)
