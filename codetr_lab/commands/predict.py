@@ -34,8 +34,8 @@ class Predict:
     """A released .pth file that you fetched yourself; --model then names its preset."""
     heads: str | None = None
     """Comma-separated: `detr,atss,faster_rcnn`. Left out: the decoder, or the first head where there is none."""
-    threshold: float = 0.3
-    """Leave out detections with a lower score."""
+    threshold: float | None = None
+    """Leave out detections with a lower score. Left out: 0.3, but COCO results keep all."""
     out: Path | None = None
     """Write the detections to this JSON file."""
     format: Literal["records", "coco"] = "records"
@@ -111,6 +111,7 @@ class _Results:
     def __post_init__(self) -> None:
         from codetr_lab.engine.predict import coco_image_ids
 
+        self.threshold = 0.3 if self.options.threshold is None else self.options.threshold
         self.ids = coco_image_ids(self.files)
         self.coco = {head: [] for head in self.heads}
 
@@ -121,12 +122,12 @@ class _Results:
         """Keep an image's detections; returns their summary."""
         from codetr_lab.engine.predict import coco_records, record, summary
 
-        file, threshold = self.files[number], self.options.threshold
-        self.records.append(record(file, found, self.classes, threshold))
+        file = self.files[number]
+        self.records.append(record(file, found, self.classes, self.threshold))
         if self.options.format == "coco":
             for head, detections in found.items():
-                shown = detections.select(detections.scores >= threshold)
-                self.coco[head] += coco_records(file, self.ids[number], shown, self.classes, self.num_classes)
+                kept = detections.select(detections.scores >= (self.options.threshold or 0.0))
+                self.coco[head] += coco_records(file, self.ids[number], kept, self.classes, self.num_classes)
         if self.options.save_images is not None:
             self._draw(self.options.save_images, file, found)
         return summary(self.records[-1])
@@ -143,7 +144,7 @@ class _Results:
         name = file.stem if file.stem not in self.pictures else f"{file.stem}_{len(self.pictures)}"
         self.pictures.add(name)
         folder.mkdir(parents=True, exist_ok=True)
-        annotate(load_image(file), found, self.classes, self.options.threshold).save(folder / f"{name}.png")
+        annotate(load_image(file), found, self.classes, self.threshold).save(folder / f"{name}.png")
 
     def write(self) -> str:
         """Write the results, if a file was asked for; says where, for the end of a sentence."""

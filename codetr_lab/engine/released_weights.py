@@ -48,14 +48,12 @@ class ReleasedWeights:
         ap: box AP in percent as published (COCO val2017; LVIS v1 val for LVIS classes); None where none is published.
         url: empty where a person has to fetch it (Google Drive, linked from `MODEL_ZOO`).
         licence: of the place that it comes from.
-        classes: `coco` or `lvis_v1`, whose names it knows; empty where the release does not name them.
     """
 
     name: str
     ap: float | None
     url: str = ""
     licence: str = "MIT"
-    classes: str = "coco"
 
     @property
     def sha256(self) -> str:
@@ -63,14 +61,23 @@ class ReleasedWeights:
         match = re.search(r"-([0-9a-f]{8})\.pth$", self.url)
         return match[1] if match else ""
 
+    @property
+    def classes(self) -> str:
+        """`coco` or `lvis_v1`, whose classes it finds; empty for Objects365, whose order the release does not state."""
+        return data_of(self.name)
 
-def _openmmlab(name: str, ap: float | None, file: str, classes: str = "coco") -> ReleasedWeights:
-    return ReleasedWeights(name, ap, f"{_OPENMMLAB}/{file}.pth", "Apache-2.0", classes)
+
+def data_of(name: str) -> str:
+    """The data set that the last word of a tag names, as `class_names` calls it; empty where there is none."""
+    return {"coco": "coco", "lvis": "lvis_v1"}.get(name.partition(".")[2].rpartition("_")[2], "")
 
 
-def _hugging_face(name: str, ap: float | None, repository: str, classes: str) -> ReleasedWeights:
-    url = f"{_HUGGING_FACE}/{repository}/resolve/main/pytorch_model.pth"
-    return ReleasedWeights(name, ap, url, "Apache-2.0", classes)
+def _openmmlab(name: str, ap: float | None, file: str) -> ReleasedWeights:
+    return ReleasedWeights(name, ap, f"{_OPENMMLAB}/{file}.pth", "Apache-2.0")
+
+
+def _hugging_face(name: str, ap: float | None, repository: str) -> ReleasedWeights:
+    return ReleasedWeights(name, ap, f"{_HUGGING_FACE}/{repository}/resolve/main/pytorch_model.pth", "Apache-2.0")
 
 
 RELEASED = (
@@ -97,13 +104,13 @@ RELEASED = (
     ReleasedWeights("co_dino_5scale_swin_large.lsj_2x_coco", 60.4),
     _openmmlab("co_dino_5scale_swin_large.3x_coco", 60.0, "co_dino_5scale_swin_large_3x_coco-d7a6d8af"),
     ReleasedWeights("co_dino_5scale_swin_large.lsj_3x_coco", 60.7),
-    ReleasedWeights("co_dino_5scale_swin_large.lsj_3x_lvis", 56.9, classes="lvis_v1"),
-    _openmmlab("co_dino_5scale_swin_large.o365", None, "co_dino_5scale_swin_large_22e_o365-0a33e247", classes=""),
+    ReleasedWeights("co_dino_5scale_swin_large.lsj_3x_lvis", 56.9),
+    _openmmlab("co_dino_5scale_swin_large.o365", None, "co_dino_5scale_swin_large_22e_o365-0a33e247"),
     _openmmlab("co_dino_5scale_swin_large.o365_coco", 64.1, "co_dino_5scale_swin_large_16e_o365tococo-614254c9"),
-    ReleasedWeights("co_dino_5scale_swin_large.o365_lsj_lvis", 64.5, classes="lvis_v1"),
-    _hugging_face("co_dino_5scale_vit_large.o365", None, "co-detr-vit-large-objects365", ""),
-    _hugging_face("co_dino_5scale_vit_large.o365_coco", 65.9, "co-detr-vit-large-coco", "coco"),
-    _hugging_face("co_dino_5scale_vit_large.lsj_lvis", 68.0, "co-detr-vit-large-lvis", "lvis_v1"),
+    ReleasedWeights("co_dino_5scale_swin_large.o365_lsj_lvis", 64.5),
+    _hugging_face("co_dino_5scale_vit_large.o365", None, "co-detr-vit-large-objects365"),
+    _hugging_face("co_dino_5scale_vit_large.o365_coco", 65.9, "co-detr-vit-large-coco"),
+    _hugging_face("co_dino_5scale_vit_large.lsj_lvis", 68.0, "co-detr-vit-large-lvis"),
 )  # fmt: skip
 
 
@@ -172,11 +179,10 @@ def from_file(name: str, file: str | Path) -> CoDETR:
     from codetr_lab.models.presets import preset
     from codetr_lab.models.released import fitting, released_key
 
-    entry = released(name)
     config = preset(name)
     content = read_checkpoint(file)
-    if entry is not None and entry.classes:
-        config = override(config, classes=class_names(entry.classes))
+    if data := data_of(name):
+        config = override(config, classes=class_names(data))
     model = checkpoint.build_model(override(config, **{"backbone.pretrained": False, "backbone.weights": None}))
     try:
         names = {key: released_key(key, model) for key in model.state_dict()}
