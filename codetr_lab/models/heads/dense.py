@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, NamedTuple
@@ -104,9 +105,8 @@ class DenseHead(nn.Module):
         """A 3x3 prediction layer, small weights; with `score` its sigmoid starts there."""
         conv = nn.Conv2d(self.dim, channels, 3, padding=1)
         nn.init.normal_(conv.weight, std=0.01)
-        bias = 0.0 if score is None else float(torch.logit(torch.tensor(score, dtype=torch.float64)))
         assert conv.bias is not None
-        nn.init.constant_(conv.bias, bias)
+        nn.init.constant_(conv.bias, 0 if score is None else math.log(score / (1 - score)))
         return conv
 
     def towers(self, pyramid: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
