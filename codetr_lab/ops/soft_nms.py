@@ -28,11 +28,16 @@ def soft_nms(
     box, score, label = (tensor.detach().float().cpu() for tensor in (boxes, scores, labels))
     # Classes lie side by side, as in the release, whose rounding this keeps.
     apart = box + (label * (box.max() + 1))[:, None]
-    overlaps = box_ops.iou(apart[:, None], apart)
-    factors = torch.where(overlaps >= iou, 1 - overlaps, 1).fill_diagonal_(1).numpy()
+    one, two = (label[:, None] == label).triu(1).nonzero(as_tuple=True)
+    overlap = box_ops.iou(apart[one], apart[two])
+    near = overlap >= iou
+    pair = torch.stack([one[near], two[near]])
+    crowd, place = pair.unique(return_inverse=True)  # the other boxes neither lower a score nor are lowered
+    factors = np.ones((len(crowd), len(crowd)), dtype=np.float32)
+    row, column = place.numpy()
+    factors[row, column] = factors[column, row] = 1 - overlap[near].numpy()
     lowered = score.clone()
-    crowd = np.flatnonzero((factors < 1).any(1))  # the others neither lower a score nor are lowered
-    factors, left = factors[np.ix_(crowd, crowd)], lowered.numpy()[crowd]
+    left = lowered[crowd].numpy()
     final = left.copy()
     for _ in crowd:
         best = int(left.argmax())
