@@ -49,14 +49,23 @@ class PositivesCounter:
         self.images += len(trace.targets)
         for name, assignments in _assignments(trace):
             for assignment, scale in zip(assignments, trace.batch.scales, strict=True):
-                target = assignment.target
-                area = box_ops.area(target["boxes"]) / (scale[0] * scale[1])
-                size = torch.bucketize(area, area.new_tensor([32.0**2, 96.0**2]), right=True)
-                crowd = target.get("iscrowd", torch.zeros_like(size)).bool()
-                counts = torch.stack([(~crowd).long(), assignment.count_per_object()])
-                objects, positives = (torch.bincount(size, c, minlength=3).long().cpu() for c in counts)
-                self._objects[name] = self._objects.get(name, 0) + objects
-                self._positives[name] = self._positives.get(name, 0) + positives
+                self.add_assignment(name, assignment, scale)
+
+    def add_assignment(self, name: str, assignment: Assignment, scale: tuple[float, float] = (1.0, 1.0)) -> None:
+        """Add one image's assignment; `scale` (x, y) is the image's size over that of its file."""
+        target = assignment.target
+        area = box_ops.area(target["boxes"]) / (scale[0] * scale[1])
+        size = torch.bucketize(area, area.new_tensor([32.0**2, 96.0**2]), right=True)
+        crowd = target.get("iscrowd", torch.zeros_like(size)).bool()
+        counts = torch.stack([(~crowd).long(), assignment.count_per_object()])
+        objects, positives = (torch.bincount(size, c, minlength=3).long().cpu() for c in counts)
+        self._objects[name] = self._objects.get(name, 0) + objects
+        self._positives[name] = self._positives.get(name, 0) + positives
+
+    def objects(self) -> dict[str, int]:
+        """How many objects there were of each size."""
+        counts = next(iter(self._objects.values()), torch.zeros(3)).tolist()
+        return dict(zip(SIZES, map(int, counts), strict=True))
 
     def result(self) -> dict[str, float]:
         """Positives over objects by name: matched groups, then heads; NaN while there is no object."""

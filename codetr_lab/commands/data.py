@@ -1,4 +1,4 @@
-"""`codetr data`: check and export."""
+"""`codetr data`: check, export and assign-stats."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
+from tqdm.auto import tqdm
 
 
 @dataclass(frozen=True)
@@ -43,10 +44,52 @@ class DataExport:
 
 
 @dataclass(frozen=True)
-class Data:
-    """Check or export data sets."""
+class DataAssignStats:
+    """How many positives every label assignment gives an object of a data set, by the object's size."""
 
-    command: Annotated[DataCheck, tyro.conf.subcommand("check")] | Annotated[DataExport, tyro.conf.subcommand("export")]
+    data: tyro.conf.Positional[str] = "shapes"
+    """`shapes`, `shapes:easy`, `shapes:hard`, or a COCO-format folder or file."""
+    split: str = "val"
+    preset: str | None = None
+    """Whose pyramid, anchors and image size; by default `lab_co_k2` for shapes, else `co_deformable_detr_r50`."""
+    limit: int | None = None
+    """Look at so many images only."""
+    drop_invalid: bool = False
+
+    def run(self) -> int:
+        from codetr_lab.analysis.positives import PositivesCounter
+        from codetr_lab.analysis.rule_stats import UntrainedRules
+        from codetr_lab.data.catalog import GENERATED, open_dataset
+        from codetr_lab.data.transforms import collate, evaluation_sample
+        from codetr_lab.models.presets import preset
+
+        dataset = open_dataset(self.data, self.split, drop_invalid=self.drop_invalid)
+        name = self.preset or ("lab_co_k2" if self.data in GENERATED else "co_deformable_detr_r50")
+        config, counter = preset(name), PositivesCounter()
+        rules, count = UntrainedRules(config), min(len(dataset), self.limit or len(dataset))
+        for index in tqdm(range(count), desc=f"assign {dataset.name}", unit="image"):
+            batch, targets = collate([evaluation_sample(dataset, index, config.image)], config.image.divisor)
+            for rule, assignments in rules.assign(batch, targets).items():
+                counter.add_assignment(rule, assignments[0], batch.scales[0])
+        sizes = counter.objects()
+        print(f"{dataset.name}, {count} images at {config.image.short} pixels, candidates of {name}")
+        print(f"{'positives per object':<22}" + "".join(f"{size:>9}" for size in (*sizes, "all")))
+        for rule, by_size in counter.by_size().items():
+            row = [*by_size.values(), counter.result()[rule]]
+            print(f"{rule:<22}" + "".join(f"{'-' if value != value else f'{value:.1f}':>9}" for value in row))
+        print(f"{'objects':<22}" + "".join(f"{n:>9}" for n in (*sizes.values(), sum(sizes.values()))))
+        return 0
+
+
+@dataclass(frozen=True)
+class Data:
+    """Check or export data sets, or count what label assignments make of them."""
+
+    command: (
+        Annotated[DataCheck, tyro.conf.subcommand("check")]
+        | Annotated[DataExport, tyro.conf.subcommand("export")]
+        | Annotated[DataAssignStats, tyro.conf.subcommand("assign-stats")]
+    )
 
     def run(self) -> int:
         return self.command.run()

@@ -17,7 +17,13 @@ WIDTH = 44
 class Models:
     """List the presets, the trained models in the package, and the release's weights."""
 
+    heads: bool = False
+    """List the kinds of auxiliary heads instead, with what each adds to `preset` in training."""
+    preset: str = "co_deformable_detr_r50"
+
     def run(self) -> int:
+        if self.heads:
+            return _heads(self.preset)
         from codetr_lab.engine.checkpoint import read_config, shipped_models
         from codetr_lab.engine.released_weights import MODEL_ZOO, RELEASED, cache_folder
         from codetr_lab.models.meta import parameter_counts
@@ -51,6 +57,27 @@ class Models:
             f"  {MODEL_ZOO} and add --weights FILE.pth"
         )
         return 0
+
+
+def _heads(name: str) -> int:
+    """Parameters that a head adds, and its multiplications over the pyramid of one square image."""
+    from codetr_lab.models.config import override
+    from codetr_lab.models.heads import HEADS
+    from codetr_lab.models.meta import head_cost, meta_model
+    from codetr_lab.models.presets import preset
+
+    config = preset(name)
+    side = config.image.short
+    shared = sum(p.numel() for p in meta_model(override(config, aux_heads=("atss",))).pyramid.parameters())
+    print(f"for {name}, detecting in one image of {side} x {side} pixels")
+    print(f"{'auxiliary head':<16}{'parameters':>12}{'its queries':>13}{'multiply-adds':>16}")
+    for kind in HEADS:
+        cost = head_cost(override(config, aux_heads=(kind,)), (side, side))
+        print(f"{kind:<16}{cost.head / 1e6:>10.2f} M{cost.queries / 1e6:>11.2f} M{cost.multiply_adds / 1e9:>14.2f} G")
+    print(
+        f"All heads share the pyramid's extra level, {shared / 1e6:.2f} M parameters. The decoder uses none of these."
+    )
+    return 0
 
 
 def _reached(weights: ReleasedWeights) -> str:

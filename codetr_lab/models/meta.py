@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch.overrides import TorchFunctionMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from codetr_lab.models.codetr import CoDETR
 from codetr_lab.models.config import CoDETRConfig, override
+from codetr_lab.models.heads import AuxHead, build_heads
+from codetr_lab.structures import ImageBatch
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -41,6 +45,34 @@ def parameter_counts(config: CoDETRConfig) -> tuple[int, int]:
     unused = TRAINING_ONLY if model.decoder else tuple(f"heads.{name}." for name in model.detectors[1:])
     used = sum(size for name, size in sizes.items() if not name.startswith(unused))
     return sum(sizes.values()), used
+
+
+@dataclass(frozen=True)
+class HeadCost:
+    """What one auxiliary head adds in training.
+
+    Attributes:
+        head: parameters of its network. `queries`: parameters that make queries of its positives.
+        multiply_adds: of its convolutions and matrix products when it detects in one image.
+    """
+
+    head: int
+    queries: int
+    multiply_adds: int
+
+
+def head_cost(config: CoDETRConfig, size: tuple[int, int]) -> HeadCost:
+    """The cost of the first of `config.aux_heads` on an image of `size` (height, width)."""
+    model = meta_model(config)
+    (name, meta), *_ = model.heads.items()
+    queries = sum(p.numel() for p in model.customizers.parameters())
+    head = build_heads(override(config, aux_heads=config.aux_heads[:1]), model.strides)[name]
+    dim = config.transformer.hidden_dim
+    pyramid = [torch.zeros(1, dim, -(-size[0] // s), -(-size[1] // s)) for s in model.strides]
+    batch = ImageBatch.from_images([torch.zeros(3, *size)])
+    with FlopCounterMode(display=False) as counter:
+        cast("AuxHead", head).predict(pyramid, batch)
+    return HeadCost(sum(p.numel() for p in meta.parameters()), queries, counter.get_total_flops() // 2)
 
 
 def class_dependent(config: CoDETRConfig) -> set[str]:

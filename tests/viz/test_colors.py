@@ -50,3 +50,10 @@ def test_text_reads_on_its_ground() -> None:
     assert colors.text_on("#FFFFFF") == "#000000"
     assert colors.text_on("#0072B2") == "#FFFFFF"
     assert colors.text_on("#E69F00") == "#000000"
+
+
+def test_every_head_of_the_package_has_a_colour() -> None:
+    from codetr_lab.models.heads import HEADS
+
+    assert set(HEADS) <= set(colors.HEAD_COLORS)
+    assert colors.head_title("mask_rcnn_2") == "Mask R-CNN (2)"
