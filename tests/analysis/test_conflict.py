@@ -90,7 +90,7 @@ IMAGES = [torch.randn(3, 64, 64, generator=torch.Generator().manual_seed(n)) for
 DETERMINISTIC = {"num_queries": 12, "faster_rcnn.roi_samples": 400, "faster_rcnn.roi_positive_fraction": 1.0}
 
 
-@pytest.mark.parametrize("heads", [(), ("atss",), ("atss", "faster_rcnn")])
+@pytest.mark.parametrize("heads", [(), ("atss", "faster_rcnn"), ("retinanet", "fcos", "paa", "gfl")])
 def test_every_head_of_a_model_has_a_map(heads: tuple[str, ...]):
     torch.manual_seed(0)
     model = create_model("lab_co_k2", aux_heads=heads, **DETERMINISTIC)
@@ -108,7 +108,7 @@ def test_a_map_is_the_gradient_of_the_logits_at_the_positives():
     model = create_model("lab_co_k1", **DETERMINISTIC).eval()
     trace = model.trace(ImageBatch.from_images(IMAGES), TARGETS, grad=True)
     levels = [level.detach().requires_grad_() for level in trace.memory]
-    logits, _, _ = model.heads["atss"](model.pyramid(levels))
+    logits = model.heads["atss"](model.pyramid(levels)).logits
     score = sum(
         logits[image, candidate, a.target["labels"][a.gt_index[candidate]]]
         for image, a in enumerate(trace.heads["atss"].assignments)

@@ -149,9 +149,11 @@ class DenseHead(nn.Module):
         assignments = self.assign(anchors, targets, output)
         losses = {} if output is None else self.losses(output, anchors, assignments)
         wanted = self.config.customized_queries
+        read = () if output is None else zip(output.logits, assignments, strict=True)
         return HeadOutput(
             self.name, assignments, positives=self._positives(pyramid, assignments, generator) if wanted else [],
             losses={name: self.config.aux_loss_factor * value for name, value in losses.items()},
+            positive_logits=[logits[a.positive, a.labels[a.positive]] for logits, a in read],
         )  # fmt: skip
 
     @torch.no_grad()
