@@ -152,7 +152,14 @@ def run_cell(cell: Cell) -> Record:
     observers = []
     if config.transformer.decoder_layers:
         probe = batches(
-            FirstImages(val_data, PROBE), config.image, config.recipe, batch_size=8, seed=0, epoch=0, train=False
+            FirstImages(val_data, PROBE),
+            config.image,
+            config.recipe,
+            batch_size=8,
+            seed=0,
+            epoch=0,
+            train=False,
+            masks=config.needs_masks,
         )
         observers = [InstabilityRecorder(probe, folder / "looks.jsonl", max(1, cell.steps // LOOKS))]
     few = FirstImages(val_data, CURVE_IMAGES)

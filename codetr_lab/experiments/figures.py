@@ -262,7 +262,8 @@ def _first(cells: Sequence[Cell], model: Any, count: int = SHOWN) -> tuple[Any, 
 
     data = cells[0].setting.dataset("val")
     stream = batches(
-        data, model.config.image, model.config.recipe, batch_size=count, seed=0, epoch=0, train=False
+        data, model.config.image, model.config.recipe, batch_size=count, seed=0, epoch=0, train=False,
+        masks=model.config.needs_masks,
     )  # fmt: skip
     return (data, *next(stream))
 

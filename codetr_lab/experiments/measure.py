@@ -44,7 +44,14 @@ def measure(
     heads = model.detectors
     metrics = evaluate(model, dataset, heads=heads, batch_size=batch_size, progress=progress)
     stream = batches(
-        dataset, model.config.image, model.config.recipe, batch_size=batch_size, seed=0, epoch=0, train=False
+        dataset,
+        model.config.image,
+        model.config.recipe,
+        batch_size=batch_size,
+        seed=0,
+        epoch=0,
+        train=False,
+        masks=model.config.needs_masks,
     )
     layers = model.config.transformer.decoder_layers
     customized = layers > 0 and model.config.customized_queries and len(model.heads) > 0

@@ -56,9 +56,11 @@ class _Step:
         config = resolve(cell.config(), data, None, TrainOptions())
         self.model = CoDETR(config).train()
         self.optimizer = adamw(self.model, config.recipe)
-        self.batch = next(
-            batches(data, config.image, config.recipe, batch_size=config.recipe.batch_size, seed=0, epoch=0, train=True)
-        )
+        stream = batches(
+            data, config.image, config.recipe, batch_size=config.recipe.batch_size, seed=0, epoch=0, train=True,
+            masks=config.needs_masks,
+        )  # fmt: skip
+        self.batch = next(stream)
         self.saved_mb = self._saved()
         self()
 
