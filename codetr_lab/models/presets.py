@@ -139,7 +139,9 @@ def list_models(pattern: str = "*", *, tags: bool = False) -> list[str]:
     A preset's name is an architecture (`co_dino_5scale_r50`); with a tag
     (`co_dino_5scale_r50.lsj_3x_coco`) it is one of the release's recipes for it, and the name of its weights.
     """
-    names = [f"{name}.{tag}" for name, recipes in TAGS.items() for tag in recipes] if tags else list(_PRESETS)
+    names = list(_PRESETS)
+    if tags:
+        names = [f"{name}.{tag}" for name in _PRESETS for tag in TAGS.get(name, ())]
     return sorted(fnmatch.filter(names, pattern))
 
 

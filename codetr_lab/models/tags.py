@@ -39,6 +39,25 @@ _1X, _2X, _3X = _schedule(12, 11), _schedule(24, 20), _schedule(36, 30)
 _1X_LVIS, _3X_LVIS = _schedule(12, 11, images=LVIS_IMAGES), _schedule(36, 30, images=LVIS_IMAGES)
 _LVIS: Settings = {"num_classes": 1203}
 
+_LARGE: Settings = {
+    **_DETR, "image.short": 1280, "image.long": 2048, "image.divisor": 32,
+    "recipe.short_sides": tuple(range(480, 1537, 32)),
+}  # fmt: skip
+"""After Objects365: larger images, padded to multiples of 32."""
+
+_O365_SWIN: Settings = {
+    **_schedule(16, 8), **_LARGE, "recipe.lr": 1e-4, "backbone.drop_path": 0.3,
+    "denoising.queries": 500, "denoising.box_noise": 0.4,
+}  # fmt: skip
+"""`co_dino_5scale_swin_large_16e_o365tococo`."""
+
+_O365_VIT: Settings = {**_schedule(12, 7), **_LARGE, "recipe.long_side": 2400}
+"""`co_dino_5scale_vit_large_coco`; the architecture's own settings are this file's."""
+
+_EVERY_HEAD_1000: Settings = {
+    "max_detections": 1000, "atss.max_detections": 1000, "faster_rcnn.max_detections": 1000,
+}  # fmt: skip
+
 
 def _drop_path(rate: float) -> Settings:
     return {"backbone.drop_path": rate}
@@ -70,5 +89,33 @@ TAGS: Mapping[str, Mapping[str, Settings]] = {
     "co_dino_5scale_9encoder_r50": {
         "lsj_1x_coco": {**_1X, **_lsj(1024)},
         "lsj_3x_coco": {**_3X, **_lsj(1024)},
+    },
+    "co_dino_5scale_swin_large": {
+        "1x_coco": {**_1X, **_DETR, **_drop_path(0.3)},
+        "lsj_1x_coco": {**_1X, **_lsj(1280), **_drop_path(0.3)},
+        "2x_coco": {**_2X, **_DETR, **_drop_path(0.5)},
+        "lsj_2x_coco": {**_2X, **_lsj(1280), **_drop_path(0.5)},
+        "3x_coco": {**_3X, **_DETR, **_drop_path(0.6)},
+        "lsj_3x_coco": {**_3X, **_lsj(1280), **_drop_path(0.5)},
+        "lsj_3x_lvis": {**_3X_LVIS, **_lsj(1280), **_drop_path(0.3), **_LVIS},
+        "o365_coco": _O365_SWIN,
+        "o365_lsj_lvis": {  # co_dino_5scale_lsj_swin_large_16e_o365tolvis
+            **_O365_SWIN, **_schedule(16, 8, images=LVIS_IMAGES), **_lsj(1536), "image.divisor": 1,
+            "recipe.crop_probability": 0.0, **_EVERY_HEAD_1000, **_LVIS,
+        },
+        "o365": {**_O365_SWIN, "num_classes": 365},  # no file in the release; all but the classes as o365_coco
+    },
+    "co_dino_5scale_vit_large": {
+        "o365_coco": _O365_VIT,
+        "lsj_lvis": {  # co_dino_5scale_lsj_vit_large_lvis: other global blocks, other RoI head, other optimizer
+            **_schedule(16, 9, 15, images=LVIS_IMAGES), **_lsj(1536), "image.divisor": 1, **_LVIS,
+            "num_queries": 900, "backbone.drop_path": 0.3,
+            "backbone.options": {"global_blocks": (2, 5, 8, 11, 14, 17, 20, 23), "square": 1536},
+            "faster_rcnn.roi_convs": 0, "faster_rcnn.roi_fcs": 2, "faster_rcnn.class_agnostic": False,
+            "faster_rcnn.roi_stds": (0.1, 0.1, 0.2, 0.2), "recipe.weight_decay": 0.05, "recipe.clip_norm": 0.0,
+            "recipe.lr_multipliers": (("backbone", 0.1),), "recipe.layer_decay": 1.0, "recipe.decay_vectors": True,
+            "recipe.ema": None,
+        },
+        "o365": {**_O365_VIT, "num_classes": 365},  # no file in the release; all but the classes as o365_coco
     },
 }  # fmt: skip
