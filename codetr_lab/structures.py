@@ -411,7 +411,7 @@ class Trace(TensorRecord):
         groups: by name, `original` first.
         heads: by name.
         losses: as `model(batch, targets)` in training mode gives them; empty without targets.
-        detections: of the decoder, per image; empty in training mode.
+        detections: of the decoder, or of the first head where there is none, per image; empty in training mode.
     """
 
     batch: ImageBatch

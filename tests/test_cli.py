@@ -19,6 +19,7 @@ from codetr_lab import cli
 from codetr_lab.cli import main
 from codetr_lab.commands.common import settings
 from codetr_lab.models.config import CoDETRConfig, ConfigError
+from codetr_lab.models.presets import BASELINES, preset
 
 ROOT = Path(codetr_lab.__file__).parents[1]
 TINY = (
@@ -276,6 +277,9 @@ def test_models_lists_presets_with_sizes(capsys: pytest.CaptureFixture[str]) -> 
     line = next(line for line in shown.splitlines() if line.startswith("lab_co_k1"))
     model = codetr_lab.create_model("lab_co_k1")
     assert f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M" in line
+    for name, changes in BASELINES.items():
+        line = next(line for line in shown.splitlines() if line.startswith(f"  {name} "))
+        assert settings(preset("lab_co_k1"), line.split()[1:]) == preset("lab_co_k1", **changes)
     line = next(line for line in shown.splitlines() if line.startswith("co_dino_5scale_r50.1x_coco"))
     for word in ("52.1", "not measured", "Apache-2.0", "261 MB", "download.openmmlab.com"):
         assert word in line

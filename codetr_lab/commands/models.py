@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -27,7 +28,7 @@ class Models:
         from codetr_lab.engine.checkpoint import read_config, shipped_models
         from codetr_lab.engine.released_weights import MODEL_ZOO, RELEASED, cache_folder
         from codetr_lab.models.meta import parameter_counts
-        from codetr_lab.models.presets import list_models, preset
+        from codetr_lab.models.presets import BASELINES, list_models, preset
 
         print(f"{'preset':<{WIDTH}}{'parameters':>12}{'in use':>12}  auxiliary heads")
         for name in list_models():
@@ -35,6 +36,12 @@ class Models:
             total, used = parameter_counts(config)
             heads = ", ".join(config.aux_heads) or "none"
             print(f"{name:<{WIDTH}}{total / 1e6:>10.2f} M{used / 1e6:>10.2f} M  {heads}")
+        print("\nbaselines of a lab preset: codetr train --preset lab_co_k1 --set ...")
+        for name, changes in BASELINES.items():
+            settings = (
+                f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in changes.items()
+            )
+            print(f"  {name:<{WIDTH - 2}}{' '.join(settings)}")
         shipped = shipped_models()
         print("\ntrained models in this package:", "" if shipped else "none")
         for name, folder in shipped.items():
