@@ -50,9 +50,13 @@ def readme_table(records: Sequence[Record]) -> str:
         "| auxiliary heads | AP | gain over K = 0 | gain in the paper | encoder's IoF-IoB area | instability | seeds |",
         "|---|---|---|---|---|---|---|",
     ]
+    if not records:
+        return "No run comes with the package yet."
     base = by_seed(records, "k0", "ap")
     for name in ("k0", "k1", "k2"):
         aps = by_seed(records, name, "ap")
+        if not aps:
+            continue  # not run
         area = Interval.of(list(by_seed(records, name, "iof_iob_area").values()))
         unstable = Interval.of(list(by_seed(records, name, "instability.mean_share").values()))
         gain = "" if name == "k0" else paired(aps, base).text(1, 100, sign=True)
