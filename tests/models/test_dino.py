@@ -53,7 +53,7 @@ def test_one_pass_over_the_groups_equals_a_pass_for_each(small) -> None:
     batch = images((64, 96), (64, 64))
     with torch.no_grad():
         memory = model.encoder(model.neck(model.backbone(batch.pixels)), batch.pad_mask)
-        _, original = model.selection(memory)
+        _, (original,) = model.selection(memory)
         pyramid = model.pyramid(memory.levels())
         noisy = model.denoising(PaddedTargets.of(TWO, batch)).query
         groups = [noisy, original]
