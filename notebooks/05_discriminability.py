@@ -1,0 +1,226 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 5 · Discriminability
+#
+# **The question: can you see in the encoder's features where the objects are?**
+#
+# The paper's first claim is about the *encoder*: with one positive per object it learns features in which objects
+# hardly stand out, with many it learns better ones. To look at a claim you need a number. In this notebook you write
+# the paper's two equations for it yourself, compare them with the library's, and measure two small models with them.
+#
+# You need the [quickstart](01_quickstart.ipynb); what a positive is, is the matter of
+# [notebook 2](02_one_to_one_or_many.ipynb).
+
+# %%
+import torch
+import torch.nn.functional as F
+
+import codetr_lab as lab
+from codetr_lab.data.shapes import Shapes
+from codetr_lab.data.transforms import collate, evaluation_sample
+
+models = {"baseline": lab.load("lab_baseline"), "Co-DETR": lab.load("lab_co_k1")}
+held_out = Shapes("val")
+image, target = held_out.image(15), held_out.target(15)
+batch, targets = collate([evaluation_sample(held_out, 15, models["baseline"].config.image)])
+traces = {name: model.trace(batch, targets) for name, model in models.items()}
+for level in traces["baseline"].memory:
+    print("one level of F:", tuple(level.shape))
+
+# %% [markdown]
+# ## Equation 7: a map
+#
+# F is a list of feature maps (batch, channels, height, width). Where a feature vector is long, the encoder has much to
+# say. Equation 7 takes the length (the l2 norm over channels) on every level, enlarges it to the image, divides it by
+# its maximum, and averages over the levels:
+#
+# $$\mathcal{D}(\mathcal{F}) = \frac{1}{J} \sum_{j=1}^{J}
+# \frac{\lVert \mathcal{F}_j \rVert}{\max \lVert \mathcal{F}_j \rVert}$$
+
+
+# %%
+def my_discriminability(levels: list[torch.Tensor], size: tuple[int, int]) -> torch.Tensor:
+    """D(F) of Eq. 7, one line per word of the sentence above."""
+    total = torch.zeros(len(levels[0]), 1, *size)
+    for features in levels:
+        norm = features.norm(dim=1, keepdim=True)
+        norm = F.interpolate(norm, size=size, mode="bilinear", align_corners=False)
+        total += norm / norm.amax(dim=(1, 2, 3), keepdim=True)
+    return total / len(levels)
+
+
+size = (image.shape[0], image.shape[1])
+maps = {}
+for name, trace in traces.items():
+    maps[name] = my_discriminability(trace.memory, size)
+    torch.testing.assert_close(maps[name], lab.analysis.discriminability(trace.memory, size), atol=1e-6, rtol=0)
+    low, high = float(maps[name].min()), float(maps[name].max())
+    print(f"{name}: D between {low:.3f} and {high:.3f}")
+    assert 0 <= low < high <= 1
+
+# %% [markdown]
+# All of D lies close to 1. That is no mistake: the encoder ends in a LayerNorm, which makes all vectors nearly equally
+# long. What counts is the *order* of the pixels, so we stretch the colours of each map.
+
+# %%
+lab.viz.score_map_figure(image, maps["baseline"][0, 0].numpy(), target=target, title="baseline (K = 0)")
+
+# %%
+lab.viz.score_map_figure(image, maps["Co-DETR"][0, 0].numpy(), target=target, title="Co-DETR (K = 1)")
+
+# %% [markdown]
+# In which of the two would you find the objects, if the dashed boxes were not there?
+#
+# ## Equation 8: two numbers for one threshold
+#
+# Pick a threshold S and call every pixel with D > S "object". Two shares say how good that is:
+#
+# - **IoF**, of the foreground (the pixels inside the objects' boxes), the share with D > S;
+# - **IoB**, of the background, the share with D < S.
+#
+# Both should be 1. A low S gets all objects and all background (IoF 1, IoB 0), a high S the reverse.
+
+# %%
+from codetr_lab.analysis import foreground_from_boxes
+
+foreground = foreground_from_boxes(target["boxes"], size)
+scores = maps["Co-DETR"][0, 0]
+for share in (0.2, 0.5, 0.8):
+    threshold = scores.flatten().quantile(share)
+    iof = (scores[foreground] > threshold).float().mean()
+    iob = (scores[~foreground] < threshold).float().mean()
+    print(f"S = {threshold:.4f}: IoF {iof:.2f}, IoB {iob:.2f}")
+
+# %% [markdown]
+# ## A curve for all thresholds
+#
+# Every S gives one point (IoB, IoF). All of them together are a curve, and the area under it is one number that needs
+# no threshold: the chance that D is larger at a random object pixel than at a random background pixel. Below are
+# the curves of many images; first the areas of this one.
+
+# %%
+curves = {name: lab.analysis.iof_iob_curve(d[0, 0], foreground) for name, d in maps.items()}
+for name, curve in curves.items():
+    print(f"{name}: area {curve.area():.3f}")
+
+# %%
+curve = curves["Co-DETR"]
+generator = torch.Generator().manual_seed(0)
+inside = scores[foreground][torch.randint(int(foreground.sum()), (20000,), generator=generator)]
+outside = scores[~foreground][torch.randint(int((~foreground).sum()), (20000,), generator=generator)]
+chance = float((inside > outside).float().mean())
+print(f"area {curve.area():.3f}, chance by drawing pairs {chance:.3f}")
+assert abs(curve.area() - chance) < 0.02
+
+# %% [markdown]
+# ## Over many images
+#
+# One image proves nothing. `MeanCurve` takes images one by one, in constant memory. Sixty held-out images for each
+# model take half a minute.
+
+# %%
+from codetr_lab.analysis import MeanCurve
+
+means = {name: MeanCurve() for name in models}
+for start in range(0, 60, 10):
+    samples = [evaluation_sample(held_out, start + i, models["baseline"].config.image) for i in range(10)]
+    batch, targets = collate(samples)
+    for name, model in models.items():
+        means[name].add_trace(model.trace(batch, targets))
+
+lab.viz.iof_iob_figure({name: mean.curve() for name, mean in means.items()}, title="Mean of 60 images")
+
+# %%
+areas = {name: mean.mean_area() for name, mean in means.items()}
+for name, area in areas.items():
+    print(f"{name:>8}: area {area:.3f}")
+assert areas["Co-DETR"] > areas["baseline"] + 0.1
+
+# %% [markdown]
+# The encoder that was taught by many positives has features in which objects stand out; the baseline's objects even
+# tend to be the *darker* places (an area below one half). Its decoder can live with that, since it only needs a
+# difference. Two warnings before you tell this to anyone:
+#
+# - This is one training run of each model. Over seeds the areas move a lot; `codetr experiment fig2` shows how much.
+# - The area is not a measure of how good the detector is. It says how D, one particular number, separates pixels.
+#
+# ## By hand
+#
+# The explorer has a slider for S and both models beside each other. Put `explorer` alone into a new cell to see it.
+
+# %%
+explorer = lab.viz.DiscriminabilityExplorer(models, image, target)
+
+# %% [markdown]
+# ## Exercises
+#
+# Write your answer over `None` and run the cell after it. That cell is hidden; open it only when you want the solution.
+#
+# **1.** The authors once published a snippet that divides the sum over the levels by 1 instead of by J. What is the
+# largest value that D can take then, with the three levels of our models?
+
+# %%
+answer_1 = None
+
+# %% jupyter={"source_hidden": true} tags=["solution"]
+solution_1 = len(traces["baseline"].memory)
+assert float(maps["baseline"].max()) * solution_1 <= solution_1
+if answer_1 is None:
+    print("Your turn: set answer_1 above.")
+else:
+    print("Right." if answer_1 == solution_1 else "Not yet: each level's share is at most 1.")
+    print("The curve and its area stay as they are: dividing by J does not change the order of the pixels.")
+
+# %% [markdown]
+# **2.** Which single level of Co-DETR's memory separates best on this image? Set `answer_2` to its index (0 is the
+# finest). `lab.analysis.discriminability([level], size)` gives the map of one level.
+
+# %%
+answer_2 = None
+
+# %% jupyter={"source_hidden": true} tags=["solution"]
+by_level = [
+    lab.analysis.iof_iob_curve(lab.analysis.discriminability([level], size)[0, 0], foreground).area()
+    for level in traces["Co-DETR"].memory
+]
+solution_2 = max(range(len(by_level)), key=by_level.__getitem__)
+assert len(by_level) == 3
+if answer_2 is None:
+    print("Your turn: set answer_2 above.")
+else:
+    print("Right." if answer_2 == solution_2 else "Not yet: compare the areas.")
+    print("area by level:", [round(area, 3) for area in by_level])
+
+# %% [markdown]
+# **3.** A map that is the same everywhere tells nothing. What is the area under its curve? Think first (the
+# inequalities of equation 8 are strict), then compute it with `torch.ones(size)`.
+
+# %%
+answer_3 = None
+
+# %% jupyter={"source_hidden": true} tags=["solution"]
+solution_3 = lab.analysis.iof_iob_curve(torch.ones(size), foreground).area()
+assert solution_3 == 0
+if answer_3 is None:
+    print("Your turn: set answer_3 above.")
+else:
+    print("Right." if float(answer_3) == solution_3 else "Not yet: D > S and D < S, never both, here never one.")
+
+# %% [markdown]
+# ## Where to go next
+#
+# | if you ask | go to |
+# |---|---|
+# | where do the many positives come from? | [02_one_to_one_or_many](02_one_to_one_or_many.ipynb) |
+# | does it hold over seeds? | `codetr experiment fig2 --help` |
+# | where does the decoder look? | `lab.analysis.cross_attention`, and the workbench's tab **Queries** |
+# | how is D computed with padding? | `codetr_lab/analysis/discriminability.py` |
