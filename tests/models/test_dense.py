@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from conftest_models import TWO, images, objects
+from torch import Tensor
 
 from codetr_lab.data.shapes import Shapes
 from codetr_lab.engine.checkpoint import load, save_model
@@ -13,8 +14,20 @@ from codetr_lab.models.config import ConfigError
 from codetr_lab.models.heads import HEADS
 from codetr_lab.models.meta import parameter_counts
 from codetr_lab.models.presets import create_model, preset
+from codetr_lab.structures import Target
 
 NO_DECODER = {"transformer.decoder_layers": 0}
+
+
+def masked(*targets: Target) -> tuple[Target, ...]:
+    """The targets with a mask for every object, its whole box, which Mask R-CNN needs."""
+    pixel = torch.arange(64)
+
+    def masks(boxes: Tensor) -> Tensor:
+        x0, y0, x1, y1 = boxes[:, :, None].unbind(1)
+        return ((pixel >= y0) & (pixel < y1))[:, :, None] & ((pixel >= x0) & (pixel < x1))[:, None]
+
+    return tuple(target | {"masks": masks(target["boxes"])} for target in targets)
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -22,7 +35,7 @@ def test_losses_reach_every_parameter_with_and_without_objects(small, head) -> N
     model = small((head,), **NO_DECODER).train()
     batch = images((64, 64), (64, 64))
     keys = None
-    for targets in (TWO, (objects(), TWO[1]), (objects(), objects())):
+    for targets in (masked(*TWO), masked(objects(), TWO[1]), masked(objects(), objects())):
         model.zero_grad()
         losses = model(batch, targets)
         assert keys is None or list(losses) == keys
@@ -41,7 +54,7 @@ def test_every_door_gives_the_heads_own_detections(small, head) -> None:
         memory = model.encoder(model.neck(model.backbone(batch.pixels)), batch.pad_mask)
         expected = model.heads[head].predict(model.pyramid(memory.levels()), batch)
         plain = model(batch)
-    trace = model.trace(batch, TWO)
+    trace = model.trace(batch, masked(*TWO))
     assert model.detectors == (head,)
     assert (trace.groups, trace.proposals) == ({}, None)
     assert trace.heads[head].assignments and len(trace.memory) + 1 == len(trace.pyramid)
