@@ -1,7 +1,8 @@
 """One colour per head, everywhere: figures, bars, curves, tables, annotated images.
 
-The first head colours are those of Okabe and Ito (2008); all are told apart with any kind of colour vision (tested). Lines on
-photographs get a halo (`HALO`), so that they read on dark and on bright pixels; the ground truth is white on black.
+The first head colours are those of Okabe and Ito (2008); all are told apart with any kind of colour vision (tested).
+Lines on photographs get a halo (`HALO`), so that they read on dark and on bright pixels; the ground truth is white on
+black.
 """
 
 from __future__ import annotations
