@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 from codetr_lab.models.config import ConfigError, RecipeConfig
+from codetr_lab.models.vit import ViT
 
 
 def multiplier(name: str, multipliers: Sequence[tuple[str, float]]) -> float:
@@ -21,19 +23,36 @@ def multiplier(name: str, multipliers: Sequence[tuple[str, float]]) -> float:
     return max(found)[1] if found else 1.0
 
 
-def parameter_groups(model: nn.Module, recipe: RecipeConfig) -> list[dict[str, Any]]:
-    """One group per learning rate, each with `params`, `names`, `lr`, `base_lr` and `weight_decay`.
+def layers_above(name: str, depth: int) -> int:
+    """How many of a ViT's `depth` blocks, and one, lie between parameter `name` and the output; 0 beyond the blocks.
 
-    Frozen parameters are left out. Norms and biases decay like everything else, as in the release.
+    Source: `LayerDecayOptimizerConstructor` of `co_dino_5scale_vit_large_coco`.
+    """
+    if match := re.match(r"backbone\.net\.blocks\.(\d+)\.", name):
+        return depth - int(match[1])
+    return depth + 1 if name.startswith(("backbone.net.patch_embed.", "backbone.net.pos_embed")) else 0
+
+
+def parameter_groups(model: nn.Module, recipe: RecipeConfig) -> list[dict[str, Any]]:
+    """One group per learning rate and weight decay: `params`, `names`, `lr`, `base_lr` and `weight_decay`.
+
+    Frozen parameters are left out. Norms and biases decay like everything else, as in the release, unless the recipe
+    says otherwise.
 
     Raises:
-        ConfigError: the model has no parameter to train.
+        ConfigError: the model has no parameter to train, or `recipe.layer_decay` finds no blocks.
     """
-    by_factor: dict[float, list[tuple[str, nn.Parameter]]] = {}
+    net = model.get_submodule("backbone.net") if recipe.layer_decay != 1 else None
+    if net is not None and not isinstance(net, ViT):
+        raise ConfigError("recipe.layer_decay needs the backbone eva02_vit, whose blocks it counts; set it to 1")
+    depth = 0 if net is None else len(net.blocks)
+    groups: dict[tuple[float, float], list[tuple[str, nn.Parameter]]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            by_factor.setdefault(multiplier(name, recipe.lr_multipliers), []).append((name, parameter))
-    if not by_factor:
+            factor = multiplier(name, recipe.lr_multipliers) * recipe.layer_decay ** layers_above(name, depth)
+            decay = recipe.weight_decay if recipe.decay_vectors or parameter.ndim != 1 else 0.0
+            groups.setdefault((factor, decay), []).append((name, parameter))
+    if not groups:
         raise ConfigError("the model has no parameter to train: everything is frozen; lower backbone.frozen_stages")
     return [
         {
@@ -41,9 +60,9 @@ def parameter_groups(model: nn.Module, recipe: RecipeConfig) -> list[dict[str, A
             "names": [name for name, _ in members],
             "lr": recipe.lr * factor,
             "base_lr": recipe.lr * factor,
-            "weight_decay": recipe.weight_decay,
+            "weight_decay": decay,
         }
-        for factor, members in sorted(by_factor.items(), reverse=True)
+        for (factor, decay), members in sorted(groups.items(), reverse=True)
     ]
 
 

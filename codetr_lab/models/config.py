@@ -170,6 +170,10 @@ class RecipeConfig:
     limit), and flipped with probability `flip`. With `crop_probability` they are first resized to one of
     `crop_short_sides` and cropped, each side from `crop_range`. `jitter` replaces all this by large-scale jitter: a
     scale from that range, on square images; `copy_paste` then lays objects of another image over it (needs masks).
+
+    `layer_decay` multiplies the rate of a ViT's blocks once more with every block further from the output.
+    `decay_vectors=False` leaves norms and biases out of weight decay. With `ema`, the weights that are evaluated and
+    saved are moving averages, into which each step goes with that share (after a faster start, see `engine.ema`).
     """
 
     steps: int = 90000
@@ -179,7 +183,10 @@ class RecipeConfig:
     lr_multipliers: tuple[tuple[str, float], ...] = (
         ("backbone", 0.1), ("sampling_offsets", 0.1), ("reference_points", 0.1),
     )  # fmt: skip
+    layer_decay: float = 1.0
+    decay_vectors: bool = True
     clip_norm: float = 0.1
+    ema: float | None = None
     warmup_steps: int = 0
     schedule: Literal["step", "cosine"] = "step"
     drop_at: tuple[float, ...] = (11 / 12,)

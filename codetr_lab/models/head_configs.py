@@ -16,6 +16,8 @@ class DenseConfig:
     nms_pre: int = 1000
     """So many of the best class scores of every level go into the NMS."""
     nms_iou: float = 0.6
+    soft_nms: bool = False
+    """Lower the scores of boxes that overlap, instead of dropping the boxes."""
     max_detections: int = 100
 
 
@@ -98,19 +100,29 @@ class FasterRCNNConfig:
     rpn_negative_iou: float = 0.3
     proposals_per_level: int = 4000
     proposals: int = 1000
-    test_proposals_per_level: int = 1000
     proposal_nms_iou: float = 0.7
+    test_proposals_per_level: int = 1000
+    test_proposals: int | None = None
+    test_proposal_nms_iou: float | None = None
+    """The last two: None for the same as in training."""
     roi_samples: int = 512
     roi_positive_fraction: float = 0.25
     roi_positive_iou: float = 0.5
     roi_levels: int = 4
     roi_finest_scale: float = 112
     roi_size: int = 7
+    roi_convs: int = 0
+    roi_fcs: int = 2
     roi_hidden: int = 1024
+    roi_stds: tuple[float, float, float, float] = (0.1, 0.1, 0.2, 0.2)
+    """What the RoI head's deltas are multiplied by; the RPN's are taken as they are."""
+    class_agnostic: bool = False
+    """One box per region for all classes."""
     weight_rpn: float = 1.0
     weight_classification: float = 1.0
     weight_box: float = 10.0
     nms_iou: float = 0.5
+    soft_nms: bool = False
     max_detections: int = 100
 
 

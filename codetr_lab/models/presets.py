@@ -6,6 +6,7 @@ The detectors that the paper compares with are overrides of a preset: `create_mo
 from __future__ import annotations
 
 import fnmatch
+from dataclasses import replace
 from typing import Any
 
 from codetr_lab.models.codetr import CoDETR
@@ -66,11 +67,11 @@ def _lab(preset: str, aux_heads: tuple[str, ...]) -> CoDETRConfig:
     )  # fmt: skip
 
 
-def _dino(preset: str, **transformer: Any) -> CoDETRConfig:
+def _dino(preset: str, backbone: BackboneConfig | None = None, **transformer: Any) -> CoDETRConfig:
     """The release's `co_dino_5scale_r50_1x_coco`: strides 4 to 64, 900 queries, denoising."""
     return CoDETRConfig(
         preset=preset, num_queries=900, max_detections=300, soft_nms_iou=0.8,
-        backbone=BackboneConfig(out_indices=(1, 2, 3, 4)),
+        backbone=backbone or BackboneConfig(out_indices=(1, 2, 3, 4)),
         transformer=TransformerConfig(positional_temperature=20, positional_offset=0.0, **transformer),
         decoder=DecoderConfig(
             scheme="dino", rank_by="best_class", final_norm=True, inverse_sigmoid_eps=1e-3,
@@ -83,15 +84,52 @@ def _dino(preset: str, **transformer: Any) -> CoDETRConfig:
     )  # fmt: skip
 
 
-def _co_deformable_swin(size: str, backbone: str, drop_path: float, **fields: Any) -> CoDETRConfig:
-    """Co-Deformable-DETR with a Swin Transformer; `backbone` also names the weights that its training starts from."""
+_SWIN = {
+    "tiny": "swin_tiny_patch4_window7_224.ms_in1k",
+    "small": "swin_small_patch4_window7_224.ms_in1k",
+    "base": "swin_base_patch4_window12_384.ms_in22k",
+    "large": "swin_large_patch4_window12_384.ms_in22k",
+}
+"""timm's names; the part after the dot is the pre-training that the release starts from."""
+
+
+def _swin(size: str, drop_path: float, levels: int) -> BackboneConfig:
+    """The last `levels` of a Swin Transformer's four stages."""
+    stages = tuple(range(4 - levels, 4))
+    return BackboneConfig(_SWIN[size], stages, frozen_stages=-1, frozen_norm=False, drop_path=drop_path)
+
+
+def _co_deformable_swin(name: str, size: str, drop_path: float, **fields: Any) -> CoDETRConfig:
     return CoDETRConfig(
-        preset=f"co_deformable_detr_swin_{size}",
-        backbone=BackboneConfig(
-            backbone, out_indices=(1, 2, 3), frozen_stages=-1, frozen_norm=False, drop_path=drop_path
+        preset=f"co_deformable_detr_swin_{name}", backbone=_swin(size, drop_path, levels=3),
+        recipe=RecipeConfig(weight_decay=0.05), **fields,
+    )  # fmt: skip
+
+
+def _dino_vit(preset: str) -> CoDETRConfig:
+    """The release's `co_dino_5scale_vit_large_coco`: EVA-02's ViT-L, heads with soft-NMS, another RoI head."""
+    config = _dino(
+        preset,
+        BackboneConfig("eva02_vit", frozen_stages=-1, frozen_norm=False, drop_path=0.4, checkpoint=True),
+        neck="feature_pyramid",
+        checkpointed_layers=6,
+    )
+    return override(
+        config,
+        num_queries=1500,
+        max_detections=1000,
+        image=ImageConfig(short=1280, long=2048, divisor=32),
+        denoising=DenoisingConfig(queries=300, box_noise=0.4),
+        atss=replace(config.atss, soft_nms=True),
+        faster_rcnn=replace(
+            config.faster_rcnn, roi_convs=4, roi_fcs=1, roi_stds=(0.05, 0.05, 0.1, 0.1), class_agnostic=True,
+            test_proposals_per_level=8000, test_proposals=2000, test_proposal_nms_iou=0.9, soft_nms=True,
+            max_detections=1000,
         ),
-        recipe=RecipeConfig(weight_decay=0.05),
-        **fields,
+        recipe=RecipeConfig(
+            lr=5e-5, weight_decay=0.01, lr_multipliers=(), layer_decay=0.8, decay_vectors=False, ema=1e-4,
+            warmup_steps=500, drop_at=(7 / 12,), short_sides=tuple(range(480, 1537, 32)), long_side=2400,
+        ),
     )  # fmt: skip
 
 
@@ -99,15 +137,15 @@ _PRESETS = {
     config.preset: config
     for config in (
         CoDETRConfig(),
-        _co_deformable_swin("tiny", "swin_tiny_patch4_window7_224.ms_in1k", 0.2),
-        _co_deformable_swin("small", "swin_small_patch4_window7_224.ms_in1k", 0.2),
-        _co_deformable_swin("base", "swin_base_patch4_window12_384.ms_in22k", 0.2),
-        _co_deformable_swin("large", "swin_large_patch4_window12_384.ms_in22k", 0.3),
-        _co_deformable_swin(
-            "large_900q", "swin_large_patch4_window12_384.ms_in22k", 0.6, num_queries=900, max_detections=300
-        ),
+        _co_deformable_swin("tiny", "tiny", 0.2),
+        _co_deformable_swin("small", "small", 0.2),
+        _co_deformable_swin("base", "base", 0.2),
+        _co_deformable_swin("large", "large", 0.3),
+        _co_deformable_swin("large_900q", "large", 0.6, num_queries=900, max_detections=300),
         _dino("co_dino_5scale_r50", checkpointed_layers=4),
         _dino("co_dino_5scale_9encoder_r50", encoder_layers=9, checkpointed_layers=9),
+        _dino("co_dino_5scale_swin_large", _swin("large", 0.3, levels=4), checkpointed_layers=6),
+        _dino_vit("co_dino_5scale_vit_large"),
         _lab("lab_baseline", ()),
         _lab("lab_co_k1", ("atss",)),
         _lab("lab_co_k2", ("atss", "faster_rcnn")),

@@ -28,6 +28,9 @@ def soft_nms(
     box, score, label = (tensor.detach().float().cpu() for tensor in (boxes, scores, labels))
     # Classes lie side by side, as in the release, whose rounding this keeps.
     apart = box + (label * (box.max() + 1))[:, None]
+    # What is below `min_score` already goes before it can lower anything.
+    enough = (score >= min_score).index_fill_(0, score.argmax(), True).nonzero()[:, 0]
+    apart, score, label = apart[enough], score[enough], label[enough]
     one, two = (label[:, None] == label).triu(1).nonzero(as_tuple=True)
     overlap = box_ops.iou(apart[one], apart[two])
     near = overlap >= iou
@@ -47,4 +50,4 @@ def soft_nms(
     kept, order = lowered.sort(descending=True, stable=True)
     stays = kept >= min_score
     stays[0] = True
-    return order[stays].to(labels.device), kept[stays].to(scores)
+    return enough[order[stays]].to(labels.device), kept[stays].to(scores)

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from codetr_lab.models.codetr import CoDETR
-from codetr_lab.models.presets import create_model
+from codetr_lab.models.meta import meta_model
+from codetr_lab.models.presets import preset as make_preset
 from codetr_lab.models.released import load_released
 from codetr_lab.structures import ImageBatch, Target
 
@@ -58,7 +59,12 @@ def released_model(preset: str, manifest: str, **overrides: int) -> CoDETR:
     """A model whose weights the generator makes from the released key names."""
     weights = generator()
     keys = json.loads((FOLDER / f"manifest_{manifest}.json").read_text())["keys"]
-    model = create_model(preset, **overrides)
+    model = meta_model(make_preset(preset, **overrides)).to_empty(device="cpu")  # initial values would take longer
+    for module in model.modules():
+        if hasattr(module, "init_non_persistent_buffers"):  # timm's windows
+            module.init_non_persistent_buffers()
+        if hasattr(module, "num_batches_tracked"):
+            module.num_batches_tracked.zero_()
     if "num_queries" in overrides:
         keys = {k: [overrides["num_queries"], s[1]] if "query_embed" in k else s for k, s in keys.items()}
     return load_released(model, {name: torch.from_numpy(np.asarray(weights.make(name, s))) for name, s in keys.items()})

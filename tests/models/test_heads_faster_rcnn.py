@@ -17,7 +17,7 @@ from codetr_lab import boxes as box_ops
 from codetr_lab import draws
 from codetr_lab.assign import max_iou
 from codetr_lab.models.config import CoDETRConfig, override
-from codetr_lab.models.heads.faster_rcnn import ROI_STDS, FasterRCNNHead, sample
+from codetr_lab.models.heads.faster_rcnn import FasterRCNNHead, sample
 from codetr_lab.structures import GROUND_TRUTH, POSITIVE, Candidates
 
 RELEASED_STRIDES = (8, 16, 32, 64, 128)
@@ -142,7 +142,7 @@ def test_proposals_by_hand(head: FasterRCNNHead) -> None:
     deltas[0, [first, twin, other_level]] = box_ops.encode_deltas(anchors.boxes[[first, twin, other_level]], wanted)
     objectness[0, 0] = 9.0
     deltas[0, 0] = box_ops.encode_deltas(anchors.boxes[0], torch.tensor([-50.0, -50, -10, -10]))
-    ((boxes, scores),) = two.propose(objectness, deltas, anchors, images, 100)
+    ((boxes, scores),) = two.propose(objectness, deltas, anchors, images, test=True)
     assert torch.allclose(boxes[:2], wanted[[0, 2]], atol=1e-3)
     assert scores[:2].tolist() == pytest.approx(torch.tensor([3.0, 2.5]).sigmoid().tolist())
     assert len(boxes) <= 60 and (scores[1:] <= scores[:-1]).all()
@@ -174,7 +174,7 @@ def test_losses_of_an_image_by_hand(head: FasterRCNNHead) -> None:
     expected = factor * float(F.cross_entropy(logits, labels))
     assert output.losses["roi_classification"].item() == pytest.approx(expected, rel=1e-5)
     chosen = rois.positive[index].nonzero()[:, 0]
-    decoded = box_ops.decode_deltas(boxes[chosen], roi_deltas[chosen, labels[chosen]], ROI_STDS)
+    decoded = box_ops.decode_deltas(boxes[chosen], roi_deltas[chosen, labels[chosen]], head.config.faster_rcnn.roi_stds)
     giou = (1 - box_ops.giou(decoded, rois.target_boxes[index][chosen])).sum()
     assert output.losses["roi_box"].item() == pytest.approx(factor * 10 * float(giou) / len(index), rel=1e-4)
 
@@ -265,7 +265,7 @@ def test_detections_come_from_their_proposal_and_class(head: FasterRCNNHead) -> 
     head.roi = roi
     images = batch((128, 128))
     (found,) = head.predict(pyramid(1), images)
-    proposals = head.propose(*head.rpn(pyramid(1)), head.anchors(pyramid(1), images), images, 100)
+    proposals = head.propose(*head.rpn(pyramid(1)), head.anchors(pyramid(1), images), images, test=True)
     assert (int(found.labels[0]), int(found.source_index[0])) == (2, 0)
     assert torch.allclose(found.boxes[0], proposals[0][0][0], atol=1e-4)
     share = math.exp(8) / (math.exp(8) + math.exp(4) + 5)

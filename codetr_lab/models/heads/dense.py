@@ -10,7 +10,6 @@ from typing import ClassVar, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import batched_nms
 
 from codetr_lab import boxes as box_ops
 from codetr_lab.draws import choose
@@ -18,6 +17,7 @@ from codetr_lab.losses import average_over_ranks, one_hot, sigmoid_focal_loss
 from codetr_lab.models.config import CoDETRConfig
 from codetr_lab.models.head_configs import DenseConfig
 from codetr_lab.models.heads.anchors import Anchors, tokens
+from codetr_lab.models.heads.nms import class_nms
 from codetr_lab.structures import POSITIVE, Assignment, Detections, HeadOutput, ImageBatch, Positives, Target
 
 
@@ -175,8 +175,9 @@ class DenseHead(nn.Module):
             every = Detections(
                 box_ops.clip(boxes[image, source[image]], size), final[image], label[image], source[image]
             )
-            keep = batched_nms(every.boxes, every.scores, every.labels, settings.nms_iou)[: settings.max_detections]
-            kept = self.correct(every.select(keep), every)
+            keep, score = class_nms(every.boxes, every.scores, every.labels, settings.nms_iou, settings.soft_nms)
+            keep, score = keep[: settings.max_detections], score[: settings.max_detections]
+            kept = self.correct(replace(every.select(keep), scores=score), every)
             found.append(replace(kept, boxes=box_ops.clip(kept.boxes, size)))
         return found
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import batched_nms, nms
+from torchvision.ops import nms
 
 from codetr_lab import boxes as box_ops
 from codetr_lab.assign import max_iou
@@ -18,7 +18,9 @@ from codetr_lab.losses import giou_loss
 from codetr_lab.models.config import CoDETRConfig, ConfigError
 from codetr_lab.models.head_configs import FasterRCNNConfig
 from codetr_lab.models.heads.anchors import Anchors, anchor_sides, make_anchors, tokens
+from codetr_lab.models.heads.nms import class_nms
 from codetr_lab.models.heads.roi_align import roi_align
+from codetr_lab.models.neck import ConvNorm
 from codetr_lab.structures import (
     GROUND_TRUTH,
     POSITIVE,
@@ -30,9 +32,6 @@ from codetr_lab.structures import (
     Positives,
     Target,
 )
-
-ROI_STDS = (0.1, 0.1, 0.2, 0.2)
-"""What the RoI head's predicted deltas are multiplied by; the RPN's are taken as they are."""
 
 
 @dataclass(frozen=True)
@@ -100,12 +99,16 @@ class FasterRCNNHead(nn.Module):
         self.rpn_conv = nn.Conv2d(dim, dim, 3, padding=1)
         self.rpn_cls = nn.Conv2d(dim, shapes, 1)
         self.rpn_reg = nn.Conv2d(dim, shapes * 4, 1)
-        self.shared_fcs = nn.ModuleList([
-            nn.Linear(dim * settings.roi_size**2, settings.roi_hidden),
-            nn.Linear(settings.roi_hidden, settings.roi_hidden),
-        ])  # fmt: skip
+        convs = [ConvNorm(dim, dim, config.transformer.norm_groups, kernel=3) for _ in range(settings.roi_convs)]
+        for conv in convs:
+            nn.init.kaiming_normal_(conv.conv.weight, mode="fan_out", nonlinearity="relu")
+        self.shared_convs = nn.ModuleList(convs)
+        self.shared_fcs = nn.ModuleList(
+            nn.Linear(settings.roi_hidden if i else dim * settings.roi_size**2, settings.roi_hidden)
+            for i in range(settings.roi_fcs)
+        )
         self.fc_cls = nn.Linear(settings.roi_hidden, config.num_classes + 1)
-        self.fc_reg = nn.Linear(settings.roi_hidden, config.num_classes * 4)
+        self.fc_reg = nn.Linear(settings.roi_hidden, 4 if settings.class_agnostic else config.num_classes * 4)
         stds = {self.rpn_conv: 0.01, self.rpn_cls: 0.01, self.rpn_reg: 0.01, self.fc_cls: 0.01, self.fc_reg: 0.001}
         for layer in (*stds, *self.shared_fcs):
             weight, bias = layer.parameters()
@@ -133,7 +136,7 @@ class FasterRCNNHead(nn.Module):
         objectness, deltas = self.rpn(pyramid)
         anchors = self.anchors(pyramid, batch)
         rpn, losses = self._supervise_rpn(objectness, deltas, anchors, targets, generator)
-        proposals = self.propose(objectness, deltas, anchors, batch, settings.proposals_per_level)
+        proposals = self.propose(objectness, deltas, anchors, batch)
         drawn, assignments = [], []
         for (boxes, scores), target in zip(proposals, targets, strict=True):
             draw, assignment = sample(
@@ -161,18 +164,19 @@ class FasterRCNNHead(nn.Module):
         """Detections per image after NMS per class; `source_index` is the proposal, best proposal first."""
         settings, classes = self.settings, self.config.num_classes
         anchors = self.anchors(pyramid, batch)
-        proposals = self.propose(*self.rpn(pyramid), anchors, batch, settings.test_proposals_per_level)
+        proposals = self.propose(*self.rpn(pyramid), anchors, batch, test=True)
         rois = [boxes for boxes, _ in proposals]
         logits, deltas = self.roi(self.roi_features(pyramid, rois))
         scores = logits.softmax(-1)[:, :classes]
-        boxes = box_ops.decode_deltas(torch.cat(rois)[:, None], deltas, ROI_STDS)
+        boxes = box_ops.decode_deltas(torch.cat(rois)[:, None], deltas, settings.roi_stds).expand(-1, classes, -1)
         counts = [len(roi) for roi in rois]
         found = []
         for box, score, size in zip(boxes.split(counts), scores.split(counts), batch.valid_sizes, strict=True):
             box, score = box_ops.clip(box, size).flatten(0, 1), score.flatten()
             index = torch.arange(len(score), device=score.device)
-            keep = batched_nms(box, score, index % classes, settings.nms_iou)[: settings.max_detections]
-            found.append(Detections(box[keep], score[keep], keep % classes, keep // classes))
+            keep, score = class_nms(box, score, index % classes, settings.nms_iou, settings.soft_nms)
+            keep, score = keep[: settings.max_detections], score[: settings.max_detections]
+            found.append(Detections(box[keep], score, keep % classes, keep // classes))
         return found
 
     # --- the RPN
@@ -187,13 +191,17 @@ class FasterRCNNHead(nn.Module):
 
     @torch.no_grad()
     def propose(
-        self, objectness: Tensor, deltas: Tensor, anchors: Anchors, batch: ImageBatch, per_level: int
+        self, objectness: Tensor, deltas: Tensor, anchors: Anchors, batch: ImageBatch, test: bool = False
     ) -> list[tuple[Tensor, Tensor]]:
-        """Per image, up to `proposals` boxes (P,4), clipped to its valid size, and their scores (P,), best first.
+        """Per image, boxes (P,4), clipped to its valid size, and their scores (P,), best first.
 
-        Of every level, the best `per_level` anchors go through an NMS of their own.
+        Of every level, the best anchors go through an NMS of their own; `test` takes the settings for detection.
         """
         settings = self.settings
+        per_level, count, iou = settings.proposals_per_level, settings.proposals, settings.proposal_nms_iou
+        if test:
+            per_level = settings.test_proposals_per_level
+            count, iou = settings.test_proposals or count, settings.test_proposal_nms_iou or iou
         scores = objectness.sigmoid()
         best, start = [], 0
         for size in torch.bincount(anchors.level).tolist():
@@ -208,12 +216,12 @@ class FasterRCNNHead(nn.Module):
         for box, score in zip(boxes, scores, strict=True):
             keep, start = [], 0
             for part, rank in zip(box.split(counts), score.split(counts), strict=True):
-                keep.append(nms(part, rank, settings.proposal_nms_iou) + start)
+                keep.append(nms(part, rank, iou) + start)
                 start += len(part)
             kept = torch.cat(keep)
             # What clipping left empty goes; it never suppressed anything, having no area.
             kept = kept[(box[kept, 2:] > box[kept, :2]).all(-1)]
-            kept = kept[score[kept].topk(min(settings.proposals, len(kept))).indices]
+            kept = kept[score[kept].topk(min(count, len(kept))).indices]
             result.append((box[kept], score[kept]))
         return result
 
@@ -282,7 +290,9 @@ class FasterRCNNHead(nn.Module):
         return (scale + 1e-6).log2().floor().clamp(0, settings.roi_levels - 1).long()
 
     def roi(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Class logits (R,C+1), background last, and deltas (R,C,4) of pooled features."""
+        """Class logits (R,C+1), background last, and deltas (R,C,4) or (R,1,4) of pooled features."""
+        for conv in self.shared_convs:
+            features = F.relu(conv(features), inplace=True)
         hidden = features.flatten(1)
         for layer in self.shared_fcs:
             hidden = F.relu(layer(hidden), inplace=True)
@@ -317,7 +327,8 @@ class FasterRCNNHead(nn.Module):
             truth.append(assignment.target["boxes"][gt_index])
             start += len(draw.positive) + len(draw.negative)
         chosen = torch.cat(positive)
-        boxes = box_ops.decode_deltas(rois[chosen], deltas[chosen, labels[chosen]], ROI_STDS)
+        of_class = deltas[chosen, 0 if settings.class_agnostic else labels[chosen]]
+        boxes = box_ops.decode_deltas(rois[chosen], of_class, settings.roi_stds)
         factor = self.config.aux_loss_factor / count
         return {
             "roi_classification": factor * settings.weight_classification
