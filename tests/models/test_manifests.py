@@ -43,6 +43,7 @@ def test_every_manifest_is_here() -> None:
     assert {path.stem.removeprefix("manifest_") for path in FOLDER.glob("manifest_*.json")} == set(MANIFESTS)
 
 
+@pytest.mark.filterwarnings("ignore:for .* which is a no-op")  # loading into a model without memory
 @pytest.mark.parametrize("name", MANIFESTS)
 def test_a_manifest_is_covered_exactly(name: str) -> None:
     preset, overrides = MANIFESTS[name]
