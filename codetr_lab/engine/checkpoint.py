@@ -251,6 +251,7 @@ class TrainingState:
         step: number of steps done. `epoch`, `batch`: the next batch to take.
         seconds: time spent so far.
         random: the states of the random number generators.
+        ema: the moving average of the weights, where the recipe keeps one.
     """
 
     model: dict[str, Tensor]
@@ -260,6 +261,7 @@ class TrainingState:
     batch: int
     seconds: float
     random: dict[str, Any]
+    ema: dict[str, Tensor] | None = None
 
 
 def random_state() -> dict[str, Any]:

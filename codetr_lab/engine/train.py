@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -23,6 +24,7 @@ from tqdm.auto import tqdm
 from codetr_lab.data.transforms import batches
 from codetr_lab.engine import checkpoint
 from codetr_lab.engine.checkpoint import TrainingState, build_model
+from codetr_lab.engine.ema import EMA
 from codetr_lab.engine.evaluate import CocoMetrics, evaluate
 from codetr_lab.engine.optim import adamw, schedule, set_rate
 from codetr_lab.engine.options import TrainOptions
@@ -175,6 +177,10 @@ class _Run:
             write_run(self.out, run_record(self.config, options, **facts))
         self.saved_step = self.step
         self.wrapped, self.optimizer = accelerator.prepare(self.model, optimizer)
+        momentum = self.config.recipe.ema
+        self.ema = EMA(self.model, momentum) if momentum else None
+        if self.ema and state is not None and state.ema is not None:
+            self.ema.average = {name: value.to(accelerator.device) for name, value in state.ema.items()}
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self.log = MetricsLog(self.out, self.step) if accelerator.is_main_process else None
         self.started = time.monotonic()
@@ -188,6 +194,8 @@ class _Run:
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
+        if self.ema:
+            self.ema.swap(self.model)
         history = self.log.history if self.log else []
         return TrainResult(self.model.eval(), self.metrics, history, self.seconds(), self.out)
 
@@ -283,6 +291,8 @@ class _Run:
         if not math.isfinite(norm):
             self._fail(f"the gradient norm is {norm} though the loss is {total.item():.4g}")
         self.optimizer.step()
+        if self.ema:
+            self.ema.update(self.model, self.step)
         return names, values.detach(), norm
 
     def _fail(self, what: str) -> None:
@@ -313,12 +323,17 @@ class _Run:
             checkpoint.save_state(
                 TrainingState(
                     self.model.state_dict(), self.optimizer.state_dict(), self.step, self.epoch, self.batch,
-                    self.seconds(), checkpoint.random_state(),
+                    self.seconds(), checkpoint.random_state(), self.ema.average if self.ema else None,
                 ),
                 self.out,
             )  # fmt: skip
-            checkpoint.save_model(self.model, self.out)
+            with self._averaged():
+                checkpoint.save_model(self.model, self.out)
         self.saved_step = self.step
+
+    def _averaged(self) -> AbstractContextManager[None]:
+        """The model has its moving average inside, where the recipe keeps one."""
+        return self.ema.applied(self.model) if self.ema else nullcontext()
 
     def _observe(self) -> None:
         if self.observers and self.accelerator.is_main_process:
@@ -334,7 +349,7 @@ class _Run:
         done = any("metrics" in record and record["step"] == self.step for record in history)
         if self.accelerator.is_main_process and self.log is not None and not done:
             head = self.model.detectors[0]
-            with torch.random.fork_rng():
+            with torch.random.fork_rng(), self._averaged():
                 self.metrics = evaluate(
                     self.model, self.val_data, heads=(head,), limit=self.options.eval_images,
                     progress=self.options.progress,
