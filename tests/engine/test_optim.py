@@ -11,6 +11,7 @@ from torch import nn
 
 from codetr_lab.engine.optim import adamw, multiplier, parameter_groups, schedule, set_rate
 from codetr_lab.models.config import ConfigError, RecipeConfig
+from codetr_lab.models.vit import ViT
 
 RELEASE = RecipeConfig()
 
@@ -108,3 +109,20 @@ def test_rates_follow_the_schedule_and_one_step_is_adamw() -> None:
     set_rate(optimizer, 1.0)
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.01, 0.001])
     assert math.isclose(optimizer.param_groups[0]["base_lr"], 0.01)
+
+
+def test_rates_fall_from_block_to_block_of_a_vit_and_vectors_do_not_decay() -> None:
+    recipe = RecipeConfig(lr=1.0, weight_decay=0.1, lr_multipliers=(), layer_decay=0.5, decay_vectors=False)
+    model = nn.Module()
+    model.backbone = nn.Module()
+    model.backbone.net = ViT(dim=8, depth=3, heads=2, ffn_dim=8, patch=4, pretrain_grid=2)
+    model.scale = nn.Parameter(torch.tensor(1.0))
+    rates = {name: (g["lr"], g["weight_decay"]) for g in parameter_groups(model, recipe) for name in g["names"]}
+    assert rates["backbone.net.pos_embed"] == rates["backbone.net.patch_embed.proj.weight"] == (0.5**4, 0.1)
+    assert rates["backbone.net.patch_embed.proj.bias"] == (0.5**4, 0.0)
+    assert [rates[f"backbone.net.blocks.{i}.attn.q_bias"] for i in range(3)] == [(0.125, 0.0), (0.25, 0.0), (0.5, 0.0)]
+    assert rates["backbone.net.out_norm.weight"] == (1.0, 0.0)
+    assert rates["scale"] == (1.0, 0.1)  # a scalar is no vector (release)
+    model.backbone.net = nn.Linear(1, 1)
+    with pytest.raises(ConfigError, match="needs the backbone eva02_vit"):
+        parameter_groups(model, recipe)
