@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import difflib
+import gc
 import json
+import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -31,13 +34,21 @@ def chosen(names: Sequence[str], cases: Iterable[str]) -> list[str]:
     return list(names) or known
 
 
+def device() -> str:
+    """Where whole models are measured: `cuda` if it is there, else `cpu`."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def clock() -> float:
-    """Seconds of this process's CPU time with one thread, which other processes do not lengthen; else of the wall."""
-    return time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
+    """Seconds. On the CPU with one thread those of this process alone, which others do not lengthen; else the wall's."""
+    alone = torch.get_num_threads() == 1 and device() == "cpu"
+    return time.process_time() if alone else time.perf_counter()
 
 
 def clock_name() -> str:
     """What `clock` measures, for people."""
+    if device() == "cuda":
+        return f"wall time, {torch.cuda.get_device_name()}"
     return "CPU time, 1 thread" if torch.get_num_threads() == 1 else f"wall time, {torch.get_num_threads()} threads"
 
 
@@ -76,6 +87,40 @@ def copy_speed() -> float:
     target = torch.empty_like(source)
     times = [seconds_of(lambda: target.copy_(source)) for _ in range(5)]
     return 2 * source.numel() * source.element_size() / min(times)
+
+
+def matrix_speed() -> float:
+    """Floating-point operations a second of a large float32 matrix product; the best of five."""
+    side = 4096 if device() == "cuda" else 1024
+    a, b = torch.ones(2, side, side, device=device())
+
+    def product() -> None:
+        torch.mm(a, b)
+        if device() == "cuda":
+            torch.cuda.synchronize()
+
+    product()
+    return 2 * side**3 / min(seconds_of(product) for _ in range(5))
+
+
+def peak_memory(function: Callable[[], object]) -> float | None:
+    """Peak memory in MiB while `function` runs.
+
+    On a GPU what torch has allocated there; else what the whole process holds (Linux; elsewhere None).
+    """
+    if device() == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        function()
+        return torch.cuda.max_memory_allocated() / 2**20
+    status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+    if not reset.exists():
+        function()
+        return None
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # what earlier work has freed
+    reset.write_text("5")
+    function()
+    return float(re.search(r"VmHWM:\s+(\d+)", status.read_text())[1]) / 1024  # type: ignore[index]
 
 
 def write_record(out: Path | None, **values: Any) -> None:

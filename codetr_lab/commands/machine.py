@@ -24,8 +24,9 @@ class Doctor:
 class Bench:
     """Measure how fast things are on this machine. With OMP_NUM_THREADS=1 it is CPU time that is measured."""
 
-    what: tyro.conf.Positional[Literal["op", "op_cuda", "decoder"]]
-    """`op`: deformable attention, the compiled operator against the formula (12 GB of memory for all cases).
+    what: tyro.conf.Positional[Literal["model", "op", "op_cuda", "decoder"]]
+    """`model`: whole detectors, with the compiled operator and with the formula.
+    `op`: deformable attention, the compiled operator against the formula (12 GB of memory for all cases).
     `op_cuda`: the same on a GPU, against the design of its first CUDA implementation too.
     `decoder`: one pass over all groups of queries against a pass for each."""
     cases: tuple[str, ...] = ()

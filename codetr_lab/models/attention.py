@@ -110,15 +110,20 @@ class GroupView:
         mask: None where every query sees all of these, else (Q,keys) or (B,1,Q,keys) bool, True = sees.
     """
 
-    def __init__(self, own: slice, others: Sequence[slice], empty: Tensor, subgroup: int = 0) -> None:
-        """`empty` (B,Q) bool: slots that only themselves may attend to; `subgroup`: so many queries see each other."""
+    def __init__(
+        self, own: slice, others: Sequence[slice], empty: Tensor, subgroup: int = 0, gaps: bool = True
+    ) -> None:
+        """`empty` (B,Q) bool: slots that only themselves may attend to, looked at if there may be `gaps`.
+
+        `subgroup`: so many queries see each other.
+        """
         self.own, self.sees = own, [own, *others]
         self.mask: Tensor | None = None
         queries = empty.shape[1]
         if subgroup:
             part = torch.arange(queries, device=empty.device) // subgroup
             self.mask = part[:, None] == part
-        if empty.any():
+        if gaps and empty.any():
             itself = torch.eye(queries, dtype=torch.bool, device=empty.device)
             within = ~empty[:, None, :] | itself
             self.mask = (within if self.mask is None else within & self.mask)[:, None]

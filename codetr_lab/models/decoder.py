@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -29,6 +30,7 @@ class QueryInput:
         kind: (B,Q) long.
         sees: names of the groups that it attends to besides itself.
         subgroup: queries that see each other and no others of the group; 0 where all do.
+        gaps: some of `kind` may be `EMPTY`.
     """
 
     name: str
@@ -38,6 +40,7 @@ class QueryInput:
     kind: Tensor
     sees: tuple[str, ...] = ()
     subgroup: int = 0
+    gaps: bool = False
 
 
 class DecoderLayer(nn.Module):
@@ -102,9 +105,12 @@ def moved(reference: Tensor, delta: Tensor, eps: float) -> Tensor:
 def group_views(groups: Sequence[QueryInput]) -> list[GroupView]:
     """Who sees whom, when the groups' queries lie one after the other."""
     sizes = [group.content.shape[1] for group in groups]
-    ends = torch.tensor(sizes).cumsum(0).tolist()
+    ends = list(itertools.accumulate(sizes))
     slices = {g.name: slice(end - size, end) for g, size, end in zip(groups, sizes, ends, strict=True)}
-    return [GroupView(slices[g.name], [slices[name] for name in g.sees], g.kind == EMPTY, g.subgroup) for g in groups]
+    return [
+        GroupView(slices[g.name], [slices[name] for name in g.sees], g.kind == EMPTY, g.subgroup, g.gaps)
+        for g in groups
+    ]
 
 
 class Decoder(nn.Module):

@@ -80,7 +80,8 @@ class Encoder(nn.Module):
             1,
         )
         valid_ratios = torch.stack([_valid_ratio(mask) for mask in masks], 1)
-        flat_mask = torch.cat([mask.flatten(1) for mask in masks], 1) if pad_mask.any() else None
+        padded = torch.compiler.is_compiling() or pad_mask.any()  # a compiled graph must fit every mask
+        flat_mask = torch.cat([mask.flatten(1) for mask in masks], 1) if padded else None
         reference = _cell_centres(shapes, valid_ratios)
         x = torch.cat([level.flatten(2).transpose(1, 2) for level in levels], 1)
         for index, layer in enumerate(self.layers):

@@ -73,7 +73,7 @@ class QueryCustomizer(nn.Module):
         content, position = self.embed(self.aux_pos_trans_norm(self.aux_pos_trans(encoded)))
         if limits.features:
             content = content + self.pos_feats_norm(self.pos_feats_trans(features))
-        query = QueryInput(name, content, position, cxcywh, kind)
+        query = QueryInput(name, content, position, cxcywh, kind, gaps=True)
         weight, count = (kind != EMPTY).float(), sum(len(p) for p in positives)
         return AssignedGroup(query, gt_index, boxes, weight, count, self.config.lambda_1)
 
