@@ -40,7 +40,7 @@ def device() -> str:
 
 
 def clock() -> float:
-    """Seconds. On the CPU with one thread those of this process alone, which others do not lengthen; else the wall's."""
+    """Seconds: with one thread on the CPU this process's own, which others do not lengthen; else the wall's."""
     alone = torch.get_num_threads() == 1 and device() == "cpu"
     return time.process_time() if alone else time.perf_counter()
 
