@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
+from gradio.components import Component
 
 from apps import style
 from apps.bench import Bench
+from apps.picture import Picture
 from apps.plot import Panel, figure_grid, panels_json
+from apps.tab import Tab, models_choice
+from codetr_lab.analysis.rules import RPN, knobs
 from codetr_lab.structures import Assignment
 from codetr_lab.viz import assignment_figure, colors, object_names
 
@@ -19,20 +22,15 @@ INTRO = (
     "positives, drawn here in the head's colour. The DETR decoder's one-to-one matching gives an object a single "
     "positive, the auxiliary heads of Co-DETR give it many: that is the extra supervision which trains the encoder."
 )
+EQUATION = (
+    "A<sub>i</sub>: {pos}, {neg}, targets = A<sub>i</sub>(P<sub>i</sub>, G), Eq. 1 of the paper and its Table 1. "
+    "P<sub>i</sub> are the candidates of head i, G the objects."
+)
 PICK = "Click a point, or choose a head and a candidate's number, to read why it is positive or negative."
-
-
-@dataclass(frozen=True)
-class Look:
-    """What the reader has set; `object` is `ALL` or an index, `candidate` None while none is chosen."""
-
-    model: str
-    image: int
-    object: int
-    top_k: int
-    iou: float
-    head: str
-    candidate: int | None
+_RULES = {
+    "original": "DETR: Hungarian matching", "atss": "ATSS", "faster_rcnn": "Faster R-CNN: RoI head",
+    "faster_rcnn.rpn": "Faster R-CNN: RPN",
+}  # fmt: skip
 
 
 def head_choices(heads: list[str]) -> list[tuple[str, str]]:
@@ -40,23 +38,135 @@ def head_choices(heads: list[str]) -> list[tuple[str, str]]:
     return [(colors.head_title(head), head) for head in heads]
 
 
-def show(bench: Bench, look: Look) -> tuple[str, str, str]:
-    """The panels, the table of counts and the explanation for one setting."""
-    seen = bench.seen(look.model, look.image)
-    assignments = bench.assignments(look.model, look.image, look.top_k, look.iou)
-    names = object_names(seen.scene.target, bench.dataset.classes)
-    chosen = look.object if 0 <= look.object < len(names) else None
-    valid = look.candidate is not None and look.head in assignments
-    valid = valid and 0 <= look.candidate < len(assignments[look.head].candidates)  # type: ignore[operator]
-    panels = []
-    for head, assignment in assignments.items():
-        figure = assignment_figure(
-            seen.scene.image, assignment, head, classes=bench.dataset.classes, object_index=chosen,
-            selected=look.candidate if valid and head == look.head else None,
-        )  # fmt: skip
-        panels.append(Panel(head, colors.head_title(head), figure, _note(assignment, chosen), colors.head_color(head)))
-    counts = {head: assignment.count_per_object().tolist() for head, assignment in assignments.items()}
-    return panels_json(panels), style.count_table(counts, names, chosen), _explain(assignments, look, valid)
+def knob_values(values: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """The sliders' values by head and knob; their names are `head/knob`."""
+    turned: dict[str, dict[str, float]] = {}
+    for name, value in values.items():
+        head, slash, knob = name.partition("/")
+        if slash:
+            turned.setdefault(head, {})[knob] = value
+    return turned
+
+
+class AssignTab(Tab):
+    """Candidates and positives of every head, side by side.
+
+    Args:
+        bench: models and data.
+        start: the model shown first.
+        picture: the picture shown first; what can be turned is known from its assignments.
+    """
+
+    name, title = "assign", "Assign"
+
+    def __init__(self, bench: Bench, start: str, picture: Picture) -> None:
+        super().__init__(bench)
+        own = bench.seen(start, picture).assignments
+        heads = list(own)
+        gr.HTML(style.intro(INTRO, EQUATION, "quickstart", "assign"))
+        with gr.Row():
+            with gr.Column(scale=1, min_width=250):
+                model = gr.Dropdown(models_choice(bench), value=start, label="Model", elem_id="assign-model")
+                thing = gr.Radio(
+                    [("all objects", ALL)], value=ALL, label="Object", elem_id="assign-object",
+                    elem_classes="open-choice",
+                )  # fmt: skip
+                self._sliders, self._groups = self._make_sliders(picture, start)
+                rpn = gr.Checkbox(
+                    False, label="Show the RPN, too", elem_id="assign-rpn", visible=bool(RPN in "".join(own))
+                )
+            with gr.Column(scale=4, min_width=300):
+                self.grid = figure_grid("Positives of every head", 200, elem_id="assign-grid")
+                with gr.Row():
+                    head = gr.Radio(
+                        head_choices([h for h in heads if not h.endswith(RPN)]), value=heads[0],
+                        label="Explain a candidate of", elem_id="assign-head", scale=3,
+                    )  # fmt: skip
+                    candidate = gr.Number(
+                        None, precision=0, label="Candidate number", elem_id="assign-candidate", scale=1,
+                        min_width=120,
+                    )  # fmt: skip
+                self.why = gr.HTML(style.explanation("Why?", PICK, colors.TEXT), elem_id="assign-why")
+                self.table = gr.HTML(elem_id="assign-table")
+        self.controls = {
+            "model": model, "object": thing, "rpn": rpn, "head": head, "candidate": candidate, **self._sliders,
+        }  # fmt: skip
+        self.renewing = ("model",)
+        self.outputs = [self.grid, self.why, self.table, *self._groups.values()]
+
+    def _make_sliders(self, picture: Picture, start: str) -> tuple[dict[str, Component], dict[str, Component]]:
+        """One slider for every knob of every head of every model, those of one head in a group of their own."""
+        sliders: dict[str, Component] = {}
+        groups: dict[str, Component] = {}
+        for name in dict.fromkeys([start, *self.bench.models]):
+            for head, assignment in self.bench.seen(name, picture).assignments.items():
+                if head in groups or not knobs(assignment):
+                    continue
+                shown = name == start and not head.endswith(RPN)
+                words = _RULES.get(head, colors.head_title(head))
+                with gr.Accordion(words, open=head != "original", visible=shown) as groups[head]:
+                    for knob in knobs(assignment):
+                        sliders[f"{head}/{knob.name}"] = gr.Slider(
+                            knob.least, knob.most, value=assignment.parameters[knob.name], step=knob.step,
+                            label=knob.title[0].upper() + knob.title[1:],
+                            elem_id=f"assign-{head.replace('.', '-')}-{knob.name}",
+                        )  # fmt: skip
+        return sliders, groups
+
+    def show(self, picture: Picture, values: dict[str, Any], fresh: bool) -> dict[Component, Any]:
+        """See `Tab.show`. A fresh model starts with its own parameters, a fresh picture keeps them."""
+        model, seen = values["model"], self.bench.seen(values["model"], picture)
+        names = object_names(seen.target, self.bench.classes)
+        changes: dict[Component, Any] = {}
+        if fresh:
+            changes = self._renew(model, values, seen.assignments, names)
+        shown = {
+            head: assignment
+            for head, assignment in self.bench.assignments(model, picture, knob_values(values)).items()
+            if values["rpn"] or not head.endswith(RPN)
+        }
+        chosen = values["object"] if 0 <= values["object"] < len(names) else None
+        picked = values["candidate"]
+        valid = picked is not None and values["head"] in shown and 0 <= picked < len(shown[values["head"]].candidates)
+        panels = []
+        for head, assignment in shown.items():
+            figure = assignment_figure(
+                seen.scene.image, assignment, head, classes=self.bench.classes, object_index=chosen,
+                selected=int(picked) if valid and head == values["head"] else None,
+            )  # fmt: skip
+            words, color = colors.head_title(head), colors.head_color(head)
+            panels.append(Panel(head, words, figure, _note(assignment, chosen), color, seen.backdrop))
+        counts = {head: assignment.count_per_object().tolist() for head, assignment in shown.items()}
+        return changes | {
+            self.grid: panels_json(panels, draw=bool(values.get("draw"))),
+            self.table: style.count_table(counts, names, chosen),
+            self.why: _explain(shown, values["head"], picked, valid),
+        }
+
+    def _renew(
+        self, model: str, values: dict[str, Any], own: dict[str, Assignment], names: list[str]
+    ) -> dict[Component, Any]:
+        """Set what controls offer; corrects `values` where a control cannot keep its value."""
+        heads = [head for head in own if values["rpn"] or not head.endswith(RPN)]
+        if values["object"] not in range(len(names)):
+            values["object"] = ALL
+        if values["head"] not in heads:
+            values |= {"head": heads[0], "candidate": None}
+        objects = [("all objects", ALL), *((name, i) for i, name in enumerate(names))]
+        changes: dict[Component, Any] = {
+            self.controls["object"]: gr.Radio(objects, value=values["object"]),
+            self.controls["head"]: gr.Radio(head_choices(heads), value=values["head"]),
+            self.controls["candidate"]: values["candidate"],
+            self.controls["rpn"]: gr.Checkbox(visible=any(head.endswith(RPN) for head in own)),
+        }
+        for head, group in self._groups.items():
+            changes[group] = gr.Accordion(visible=head in heads and bool(knobs(own[head])))
+        for name, slider in self._sliders.items():
+            head, _, knob = name.partition("/")
+            if head in own and values.get("reset") and knob in own[head].parameters:
+                values[name] = own[head].parameters[knob]
+                changes[slider] = values[name]
+        return changes
 
 
 def _note(assignment: Assignment, chosen: int | None) -> str:
@@ -65,94 +175,11 @@ def _note(assignment: Assignment, chosen: int | None) -> str:
     return f"{count} positive{'' if count == 1 else 's'} of {int(assignment.candidates.valid.sum())} candidates"
 
 
-def _explain(assignments: dict[str, Assignment], look: Look, valid: bool) -> str:
-    if look.candidate is None or look.head not in assignments:
+def _explain(assignments: dict[str, Assignment], head: str, picked: float | None, valid: bool) -> str:
+    if picked is None or head not in assignments:
         return style.explanation("Why?", PICK, colors.TEXT)
-    assignment = assignments[look.head]
-    title = f"{colors.head_title(look.head)}, candidate {look.candidate}"
+    assignment, title = assignments[head], f"{colors.head_title(head)}, candidate {picked:g}"
     if not valid:
         text = f"There is no such candidate; this head has 0 to {len(assignment.candidates) - 1} for this image."
         return style.explanation(title, text, colors.SELECTED)
-    return style.explanation(title, assignment.explain(look.candidate), colors.head_color(look.head))
-
-
-class AssignTab:
-    """The tab's controls and what happens when they move.
-
-    Args:
-        bench: models and data.
-        image: the page's image slider.
-        start: the model shown first.
-    """
-
-    def __init__(self, bench: Bench, image: gr.Slider, start: str) -> None:
-        self.bench = bench
-        config = bench.models[start].config
-        gr.HTML(style.intro(INTRO))
-        with gr.Row():
-            with gr.Column(scale=1, min_width=230):
-                choices = [(title, name) for name, title in bench.titles.items()]
-                self.model = gr.Dropdown(choices, value=start, label="Model", elem_id="assign-model")
-                self.object = gr.Radio([("all objects", ALL)], value=ALL, label="Object", elem_id="assign-object")
-                self.top_k = gr.Slider(
-                    1, 25, value=config.atss.top_k, step=1, label="ATSS: top k",
-                    elem_id="assign-top-k",
-                )  # fmt: skip
-                self.iou = gr.Slider(
-                    0.3, 0.9, value=config.faster_rcnn.roi_positive_iou, step=0.05,
-                    label="Faster R-CNN: IoU from", elem_id="assign-iou",
-                )  # fmt: skip
-                heads = bench.heads(start)
-                self.head = gr.Radio(
-                    head_choices(heads), value=heads[0], label="Explain a candidate of", elem_id="assign-head"
-                )
-                self.candidate = gr.Number(None, precision=0, label="Candidate number", elem_id="assign-candidate")
-            with gr.Column(scale=4, min_width=300):
-                self.grid = figure_grid("Positives of every head", elem_id="assign-grid")
-                self.why = gr.HTML(style.explanation("Why?", PICK, colors.TEXT), elem_id="assign-why")
-                self.table = gr.HTML(elem_id="assign-table")
-        self._inputs = [self.model, image, self.object, self.top_k, self.iou, self.head, self.candidate]
-        self._views = [self.grid, self.table, self.why]
-        self.scene_outputs = [self.object, self.top_k, self.iou, self.head, self.candidate, *self._views]
-        self._listen(image)
-
-    def _listen(self, image: gr.Slider) -> None:
-        gr.on(
-            [self.model.input, image.input], self.scene, [self.model, image, self.top_k, self.iou],
-            self.scene_outputs, show_progress="hidden", trigger_mode="always_last", api_name="assign_scene",
-        )  # fmt: skip
-        gr.on(
-            [self.object.input, self.top_k.input, self.iou.input, self.head.input, self.candidate.input],
-            self.view, self._inputs, self._views, show_progress="hidden", trigger_mode="always_last",
-            api_name="assign",
-        )  # fmt: skip
-        self.grid.select(
-            self.click, self._inputs[:5], [self.head, self.candidate, *self._views], show_progress="hidden",
-            api_visibility="private",
-        )  # fmt: skip
-
-    def scene(self, model: str, image: int, top_k: int, iou: float, chosen: int = ALL) -> list[Any]:
-        """Another image or model: all objects unless one is chosen, and no candidate."""
-        heads = self.bench.heads(model)
-        names = object_names(self.bench.seen(model, int(image)).scene.target, self.bench.dataset.classes)
-        chosen = chosen if chosen < len(names) else ALL
-        look = Look(model, int(image), chosen, int(top_k), iou, heads[0], None)
-        objects = [("all objects", ALL), *((name, i) for i, name in enumerate(names))]
-        return [
-            gr.Radio(objects, value=chosen), gr.Slider(visible="atss" in heads),
-            gr.Slider(visible="faster_rcnn" in heads), gr.Radio(head_choices(heads), value=heads[0]), None,
-            *show(self.bench, look),
-        ]  # fmt: skip
-
-    def view(
-        self, model: str, image: int, object: int, top_k: int, iou: float, head: str, candidate: float | None
-    ) -> tuple[str, str, str]:
-        """Another object, rule or candidate on the same image."""
-        number = None if candidate is None else int(candidate)
-        return show(self.bench, Look(model, int(image), int(object), int(top_k), iou, head, number))
-
-    def click(self, model: str, image: int, object: int, top_k: int, iou: float, event: gr.EventData) -> list[Any]:
-        """A point was clicked."""
-        head, candidate = str(event.panel), int(event.row[0])
-        look = Look(model, int(image), int(object), int(top_k), iou, head, candidate)
-        return [head, candidate, *show(self.bench, look)]
+    return style.explanation(title, assignment.explain(int(picked)), colors.head_color(head))

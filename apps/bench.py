@@ -2,71 +2,60 @@
 
 from __future__ import annotations
 
-import threading
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import TypeVar
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from torch import Tensor
+from torchvision.ops import batched_nms
 
-from codetr_lab import assign
+from apps.memory import Memory
+from apps.parts import PARTS
+from apps.picture import Picture
+from codetr_lab.analysis import (
+    AnalysisError,
+    IofIobCurve,
+    RelationMatrix,
+    class_activation_maps,
+    cross_attention,
+    discriminability,
+    foreground,
+    iof_iob_curve,
+)
+from codetr_lab.analysis.rules import assign_again, sampling_of, trace_assignments
+from codetr_lab.analysis.scene import Scene, make_scene
 from codetr_lab.data.dataset import DetectionDataset
-from codetr_lab.images import prepare, resize
+from codetr_lab.engine.evaluate import CocoMetrics, evaluate
+from codetr_lab.images import resize
 from codetr_lab.models.codetr import CoDETR
-from codetr_lab.models.heads.faster_rcnn import sample
-from codetr_lab.structures import Assignment, Detections, ImageBatch, Target
+from codetr_lab.models.config import CoDETRConfig
+from codetr_lab.models.meta import meta_model
+from codetr_lab.structures import Assignment, Detections, Target, Trace
+from codetr_lab.viz.image import jpeg_uri
 
-T = TypeVar("T")
-SHOWN_SIDE = 800
-"""Pixels of the longer side to which a reader's image is reduced for the page; models read it as it came."""
-
-
-@dataclass(frozen=True)
-class Upload:
-    """A reader's image, (H,W,3) uint8; `key` tells it from all others."""
-
-    key: str
-    image: NDArray[np.uint8]
-
-
-@dataclass(frozen=True)
-class Scene:
-    """One image of the data set as a model reads it: (h,w,3) uint8 resized, and its objects in those pixels."""
-
-    image: NDArray[np.uint8]
-    target: Target
-    batch: ImageBatch
+SHOWN_SIDE = 900
+"""Pixels of the longer side to which a picture is reduced for the page; models read it as it came."""
+REMEMBERED = 1_000_000_000
+"""Bytes of traces that are kept."""
+Nms = Literal["own", "none", "all"]
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What one model made of one image, by head (`original` is the DETR decoder's last layer)."""
+    """What one model made of one picture. `target` is the trace's: empty where the objects are not known."""
 
     scene: Scene
+    trace: Trace
     assignments: dict[str, Assignment]
-    detections: dict[str, Detections]
+    backdrop: str
 
-
-class Memory:
-    """The `size` values that were asked for last; one computation at a time."""
-
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self._values: OrderedDict[object, object] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def get(self, key: object, compute: Callable[[], T]) -> T:
-        """The remembered value of `key`, or what `compute` gives."""
-        with self._lock:
-            if key not in self._values:
-                self._values[key] = compute()
-                if len(self._values) > self._size:
-                    self._values.popitem(last=False)
-            self._values.move_to_end(key)
-            return self._values[key]  # type: ignore[return-value]
+    @property
+    def target(self) -> Target:
+        """The objects in the scene's pixels, none if they are not known."""
+        return self.trace.targets[0] if self.trace.targets else {}
 
 
 def titles(models: Mapping[str, CoDETR]) -> dict[str, str]:
@@ -74,91 +63,161 @@ def titles(models: Mapping[str, CoDETR]) -> dict[str, str]:
     plain = {}
     for name, model in models.items():
         k = len(model.config.aux_heads)
-        plain[name] = f"{'Co-DETR' if k else 'Baseline'}, K = {k}"
+        plain[name] = f"{'Dense' if model.decoder is None else 'Co-DETR' if k else 'Baseline'}, K = {k}"
     counts = Counter(plain.values())
     return {name: title if counts[title] == 1 else f"{title} ({name})" for name, title in plain.items()}
+
+
+def without_nms(config: CoDETRConfig) -> CoDETRConfig:
+    """The same detector, whose heads hand out what they would put into their NMS (at most 3,000 boxes each)."""
+    changed: dict[str, Any] = {"soft_nms_iou": None, "max_detections": 300}
+    for field in fields(config):
+        part = getattr(config, field.name)
+        if is_dataclass(part) and hasattr(part, "nms_iou"):
+            changed[field.name] = replace(part, nms_iou=1.0, max_detections=3000)  # type: ignore[type-var]
+    return replace(config, **changed)
 
 
 class Bench:
     """The loaded models and data set, and everything that has been computed with them.
 
     Args:
-        models: by name, in evaluation mode.
+        models: by name, in evaluation mode, all with the data set's classes.
         dataset: whose images are shown.
-        remember: how many (model, image) pairs to keep.
     """
 
-    def __init__(self, models: Mapping[str, CoDETR], dataset: DetectionDataset, remember: int = 200) -> None:
+    def __init__(self, models: Mapping[str, CoDETR], dataset: DetectionDataset) -> None:
         if not models:
             raise ValueError("the workbench needs at least one model")
         if not len(dataset):
             raise ValueError(f"the workbench needs at least one image, but {dataset.name} is empty")
         self.models, self.dataset = dict(models), dataset
         self.titles = titles(self.models)
-        self._memory = Memory(remember)
+        self._memory = Memory(REMEMBERED)
+
+    @property
+    def num_classes(self) -> int:
+        """How many labels there are."""
+        return next(iter(self.models.values())).config.num_classes
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the labels."""
+        return self.dataset.classes
 
     def heads(self, model: str) -> list[str]:
-        """The heads of a model, the DETR decoder (`original`) first."""
-        return ["original", *self.models[model].heads]
+        """The heads of a model, the DETR decoder (`original`) first where there is one."""
+        own = self.models[model]
+        return [*(["original"] if own.decoder is not None else []), *own.heads]
 
-    def seen(self, model: str, index: int) -> Seen:
-        """The traced flow of `model` on image `index`."""
-        return self._memory.get((model, index), lambda: self._look(model, index))
+    def seen(self, model: str, picture: Picture) -> Seen:
+        """The traced flow of `model` on a picture."""
+        return self._memory.get((model, picture.key), lambda: self._look(model, picture))
 
-    def _scene(self, model: str, index: int) -> Scene:
-        image, target = self.dataset.image(index), self.dataset.target(index, masks=False)
-        ready = prepare(image, self.models[model].config.image)
-        size = (ready.pixels.shape[1], ready.pixels.shape[2])
-        scaled = {"boxes": target["boxes"] * torch.tensor([*ready.scale, *ready.scale]), "labels": target["labels"]}
-        if "iscrowd" in target:
-            scaled["iscrowd"] = target["iscrowd"]
-        divisor = self.models[model].config.image.divisor
-        batch = ImageBatch.from_images(
-            [ready.pixels], divisor=divisor, original_sizes=[ready.original_size], scales=[ready.scale]
-        )
-        return Scene(resize(image, size), scaled, batch)
+    def _look(self, model: str, picture: Picture) -> Seen:
+        image = picture.image(self.dataset)
+        scene = make_scene(image, picture.target(self.dataset), self.models[model].config.image)
+        target = scene.target
+        if target is None:
+            target = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.long)}
+        trace = self.models[model].trace(scene.batch, [target])
+        return Seen(scene, trace, trace_assignments(trace), _backdrop(image))
 
-    def _look(self, model: str, index: int) -> Seen:
-        scene = self._scene(model, index)
-        trace = self.models[model].trace(scene.batch, [scene.target])
-        assignments = {"original": trace.groups["original"].assignments[-1][0]}
-        assignments |= {name: head.assignments[0] for name, head in trace.heads.items()}
-        detections = {"original": trace.detections[0]}
-        detections |= {name: head.detections[0] for name, head in trace.heads.items()}
-        return Seen(scene, assignments, detections)
+    def assignments(
+        self, model: str, picture: Picture, values: Mapping[str, Mapping[str, float]]
+    ) -> dict[str, Assignment]:
+        """Every assignment of the same candidates by name, under the parameters in `values` (by head and knob).
 
-    def assignments(self, model: str, index: int, top_k: int, iou: float) -> dict[str, Assignment]:
-        """Every head's assignment of the same candidates; ATSS with `top_k`, Faster R-CNN's RoIs from IoU `iou` on.
-
-        Where a parameter is the model's own, the assignment is the one that the trace holds.
+        Where nothing was turned, it is the one that the trace holds.
         """
-        seen = self.seen(model, index)
-        return {name: self._reassign(model, a, top_k, iou) for name, a in seen.assignments.items()}
-
-    def _reassign(self, model: str, assignment: Assignment, top_k: int, iou: float) -> Assignment:
-        candidates, target, own = assignment.candidates, assignment.target, assignment.parameters
-        if "top_k" in own and own["top_k"] != top_k:
-            return assign.atss(candidates, target, top_k=top_k)
-        if "positive" in own and own["positive"] != iou:
-            rule = own | {"positive": iou, "negative": iou}
-            changed = assign.max_iou(candidates, target, name=assignment.rule, **rule)
-            settings = self.models[model].config.faster_rcnn
-            generator = torch.Generator().manual_seed(0)
-            return sample(changed, settings.roi_samples, settings.roi_positive_fraction, generator)[1]
-        return assignment
-
-    def detect(self, model: str, upload: Upload) -> tuple[NDArray[np.uint8], dict[str, Detections]]:
-        """A reader's image, reduced to at most `SHOWN_SIDE` pixels, and every head's detections in those pixels."""
-        return self._memory.get((model, upload.key), lambda: self._detect(model, upload.image))
-
-    def _detect(self, model: str, image: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], dict[str, Detections]]:
-        heads = self.heads(model)
-        found = self.models[model].predict([image], heads=["detr", *heads[1:]])[0]
-        height, width = image.shape[:2]
-        ratio = min(1.0, SHOWN_SIDE / max(height, width))
-        size = (max(1, round(height * ratio)), max(1, round(width * ratio)))
-        enlarged = (width / size[1], height / size[0])
-        shown = [found["detr"], *(found[name] for name in heads[1:])]
-        return resize(image, size), {
-            name: detections.to_original(enlarged, size) for name, detections in zip(heads, shown, strict=True)
+        config = self.models[model].config
+        return {
+            name: assign_again(own, values.get(name, {}), sampling_of(config, name))
+            for name, own in self.seen(model, picture).assignments.items()
         }
+
+    def detections(self, model: str, picture: Picture, nms: Nms = "own", iou: float = 0.5) -> dict[str, Detections]:
+        """Every head's detections: after its own NMS (the decoder has none), without any, or all after one at `iou`."""
+        if nms == "own":
+            return found_by_heads(self.seen(model, picture).trace)
+        raw = self._memory.get((model, picture.key, "raw"), lambda: self._raw(model, picture))
+        if nms == "none":
+            return raw
+        return {
+            head: d.select(batched_nms(d.boxes, d.scores, d.labels, iou)) if len(d) else d for head, d in raw.items()
+        }
+
+    def _raw(self, model: str, picture: Picture) -> dict[str, Detections]:
+        own = self.models[model]
+        loose = meta_model(without_nms(own.config))
+        loose.load_state_dict(own.state_dict(), assign=True)
+        trace = loose.eval().trace(self.seen(model, picture).scene.batch)
+        return found_by_heads(trace)
+
+    def score_map(self, model: str, picture: Picture, what: str, part: int) -> Tensor:
+        """(h,w) scores in the scene's pixels.
+
+        Args:
+            what: `encoder` for D(F) of Eq. 7; `matched` or `all` for the decoder's attention from these queries.
+            part: which level of the memory, -1 for all together; which decoder layer, -1 for the last.
+        """
+
+        def compute() -> Tensor:
+            seen = self.seen(model, picture)
+            if what == "encoder":
+                levels = seen.trace.memory if part < 0 else [seen.trace.memory[part]]
+                scores = discriminability(levels, seen.scene.padded, seen.trace.batch.pad_mask)
+            else:
+                scores = cross_attention(seen.trace, layer=part, queries="all" if what == "all" else "matched")
+            height, width = seen.scene.size
+            return scores[0, 0, :height, :width].contiguous()
+
+        return self._memory.get((model, picture.key, what, part), compute)
+
+    def curve(self, model: str, picture: Picture, what: str, part: int) -> IofIobCurve | None:
+        """The IoF-IoB curve of a score map; None where there is no foreground or no background."""
+
+        def compute() -> IofIobCurve | None:
+            try:
+                return iof_iob_curve(self.score_map(model, picture, what, part), self.foreground(model, picture))
+            except AnalysisError:
+                return None
+
+        return self._memory.get((model, picture.key, what, part, "curve"), compute)
+
+    def foreground(self, model: str, picture: Picture) -> Tensor:
+        """(h,w) bool: the pixels of all objects."""
+        seen = self.seen(model, picture)
+        return foreground(seen.target, seen.scene.size)
+
+    def relation(self, model: str, pictures: list[Picture], progress: Callable[[float], None]) -> RelationMatrix:
+        """How far a model's heads are apart (Eq. 9), over some pictures."""
+        matrix = RelationMatrix()
+        for done, picture in enumerate(pictures, 1):
+            seen = self.seen(model, picture)
+            trace = self.models[model].trace(seen.scene.batch, [seen.target], grad=True)
+            matrix.add(class_activation_maps(trace))
+            progress(done / len(pictures))
+        return matrix
+
+    def metrics(self, model: str, images: int) -> dict[str, CocoMetrics]:
+        """COCO's numbers of every head on the first `images` images of the data set."""
+        own = self.models[model]
+        return self._memory.get(
+            (model, "metrics", images),
+            lambda: evaluate(own, self.dataset, heads=own.detectors, limit=images, progress=False, batch_size=4),
+        )
+
+
+def found_by_heads(trace: Trace) -> dict[str, Detections]:
+    """Detections of the first image by head, `original` being the decoder's last layer."""
+    found = {"original": trace.detections[0]} if "original" in trace.groups else {}
+    return found | {name: head.detections[0] for name, head in trace.heads.items() if head.detections}
+
+
+def _backdrop(image: np.ndarray) -> str:
+    """The address at which the page finds the picture, finer than the model reads it."""
+    height, width = image.shape[:2]
+    ratio = min(1.0, SHOWN_SIDE / max(height, width))
+    small = resize(image, (max(1, round(height * ratio)), max(1, round(width * ratio))))
+    return PARTS.address(jpeg_uri(small))

@@ -1,102 +1,114 @@
-"""The tab Heads: what every head of every model finds in the same image."""
+"""The tab Heads: what every head of every model finds in the same image, and which of it is right."""
 
 from __future__ import annotations
 
-import uuid
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.components import Component
 
 from apps import style
-from apps.bench import Bench, Upload
+from apps.bench import Bench
+from apps.picture import Picture
 from apps.plot import Panel, figure_grid, panels_json
-from codetr_lab.images import ImageError, load_image
-from codetr_lab.viz import colors, detection_figure
+from apps.tab import Tab, models_choice
+from codetr_lab.analysis.verdicts import verdicts
+from codetr_lab.viz import colors, detection_figure, verdict_figure
 
-MAX_UPLOAD_PIXELS = 25_000_000
-IMAGE_ENDINGS = [".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"]
 INTRO = (
     "One image, read by every head of every model: baseline and Co-DETR, and Co-DETR's auxiliary heads beside its "
     "decoder. At test time Co-DETR uses the DETR decoder alone, without NMS; the other heads exist for training, and "
     "are run here only to be looked at."
 )
+EQUATION = (
+    "A detection is right if its class is the object's, their IoU is high enough, and no better-scored one has the "
+    "object already; AP is the area under precision over recall, averaged over IoU 0.50 to 0.95 (see Table 11)."
+)
 
 
-class HeadsTab:
-    """The tab's controls and what happens when they move.
+class HeadsTab(Tab):
+    """One panel per model and head.
 
     Args:
         bench: models and data.
-        image: the page's image slider.
         start: the models shown first.
     """
 
-    def __init__(self, bench: Bench, image: gr.Slider, start: list[str]) -> None:
-        self.bench = bench
-        gr.HTML(style.intro(INTRO))
+    name, title = "heads", "Heads"
+
+    def __init__(self, bench: Bench, start: list[str]) -> None:
+        super().__init__(bench)
+        gr.HTML(style.intro(INTRO, EQUATION, "head", "nms"))
         with gr.Row():
-            with gr.Column(scale=1, min_width=230):
-                choices = [(title, name) for name, title in bench.titles.items()]
-                self.models = gr.CheckboxGroup(choices, value=start, label="Models", elem_id="heads-models")
-                self.score = gr.Slider(0, 1, value=0.3, step=0.01, label="Score at least", elem_id="heads-score")
-                self.truth = gr.Checkbox(True, label="Show ground truth", elem_id="heads-truth")
-                self.file = gr.UploadButton("Try your own image", file_types=IMAGE_ENDINGS, elem_id="heads-upload")
-                self.clear = gr.Button("Back to the data set", visible=False, elem_id="heads-clear")
-                self.message = gr.HTML(elem_id="heads-message")
-                self.upload = gr.State(None)
+            with gr.Column(scale=1, min_width=250):
+                models = gr.CheckboxGroup(models_choice(bench), value=start, label="Models", elem_id="heads-models")
+                score = gr.Slider(0, 1, value=0.3, step=0.01, label="Score at least", elem_id="heads-score")
+                nms = gr.Radio(
+                    [("each head's own", "own"), ("off", "none"), ("on, for all", "all")], value="own", label="NMS",
+                    elem_id="heads-nms",
+                )  # fmt: skip
+                nms_iou = gr.Slider(
+                    0.1, 0.95, value=0.5, step=0.05, label="NMS from IoU", elem_id="heads-nms-iou", visible=False
+                )
+                judge = gr.Checkbox(True, label="Say what is right, false and missed", elem_id="heads-judge")
+                iou = gr.Slider(0.3, 0.95, value=0.5, step=0.05, label="Right from IoU", elem_id="heads-iou")
+                with gr.Accordion("AP of every head on the data set", open=False):
+                    self.images = gr.Slider(
+                        1, max(2, len(bench.dataset)), value=min(100, len(bench.dataset)), step=1, label="First images",
+                        elem_id="heads-images",
+                    )  # fmt: skip
+                    self.measure = gr.Button("Measure", size="sm", elem_id="heads-measure")
             with gr.Column(scale=4, min_width=300):
-                self.grid = figure_grid("Detections of every head", elem_id="heads-grid")
-        self._inputs = [self.models, image, self.score, self.truth, self.upload]
-        self._own = [self.upload, self.clear, self.message, self.grid]
-        self._listen(image)
-
-    def _listen(self, image: gr.Slider) -> None:
-        quiet: dict[str, Any] = {"show_progress": "hidden", "trigger_mode": "always_last"}
-        gr.on(
-            [self.models.input, self.score.input, self.truth.input], self.view, self._inputs, self.grid,
-            api_name="heads", **quiet,
+                self.grid = figure_grid("Detections of every head", 200, elem_id="heads-grid")
+                self.ap = gr.HTML(elem_id="heads-ap")
+        self.controls = {
+            "models": models, "score": score, "nms": nms, "nms_iou": nms_iou, "judge": judge, "iou": iou,
+        }  # fmt: skip
+        self.renewing = ("nms",)
+        self.outputs = [self.grid]
+        self.measure.click(
+            self.measured, [models, self.images], self.ap, api_visibility="private", concurrency_limit=1,
+            trigger_mode="once",
         )  # fmt: skip
-        gr.on(
-            [image.input, self.clear.click], self.forget, self._inputs[:4], self._own, api_visibility="private", **quiet
-        )
-        self.file.upload(
-            self.receive, [self.file, *self._inputs[:4]], self._own, api_visibility="private", trigger_mode="multiple"
-        )
 
-    def view(self, models: list[str], image: int, score: float, truth: bool, upload: Upload | None) -> str:
-        """One panel per model and head, above the score."""
+    def show(self, picture: Picture, values: dict[str, Any], fresh: bool) -> dict[Component, Any]:
+        """See `Tab.show`."""
         panels = []
-        for name in (name for name in self.bench.models if name in models):
-            if upload is None:
-                seen = self.bench.seen(name, int(image))
-                picture, detections, target = seen.scene.image, seen.detections, seen.scene.target if truth else None
-            else:
-                picture, detections = self.bench.detect(name, upload)
-                target = None
-            for head, found in detections.items():
-                classes = self.bench.models[name].config.classes
-                figure = detection_figure(picture, found, head, score, classes=classes, target=target)
-                count = int((found.scores >= score).sum())
-                note = f"{self.bench.titles[name]}: {count} detection{'' if count == 1 else 's'}"
-                title, color = colors.head_title(head), colors.head_color(head)
-                panels.append(Panel(f"{name}/{head}", title, figure, note, color))
-        return panels_json(panels)
+        for name in (name for name in self.bench.models if name in values["models"]):
+            seen = self.bench.seen(name, picture)
+            known = seen.scene.target is not None
+            found = self.bench.detections(name, picture, values["nms"], values["nms_iou"])
+            for head, detections in found.items():
+                shown = detections.select(detections.scores >= values["score"])
+                note = f"{self.bench.titles[name]}: {len(shown)} detection{'' if len(shown) == 1 else 's'}"
+                if known and values["judge"]:
+                    judged = verdicts(shown, seen.target, values["iou"])
+                    note += f"; {int(judged.right.sum())} right, {int(judged.missed.sum())} missed"
+                    figure = verdict_figure(
+                        seen.scene.image, shown, judged, seen.target, head, classes=self.bench.classes
+                    )
+                else:
+                    figure = detection_figure(
+                        seen.scene.image, shown, head, values["score"], classes=self.bench.classes,
+                        target=seen.target if known else None,
+                    )  # fmt: skip
+                words, color = colors.head_title(head), colors.head_color(head)
+                panels.append(Panel(f"{name}/{head}", words, figure, note, color, seen.backdrop))
+        changes: dict[Component, Any] = {self.grid: panels_json(panels)}
+        if fresh:
+            changes[self.controls["nms_iou"]] = gr.Slider(visible=values["nms"] == "all")
+        return changes
 
-    def forget(self, models: list[str], image: int, score: float, truth: bool) -> list[Any]:
-        """Back to the data set's image."""
-        return [None, gr.Button(visible=False), "", self.view(models, image, score, truth, None)]
-
-    def receive(self, path: str, models: list[str], image: int, score: float, truth: bool) -> list[Any]:
-        """Read an uploaded image and show it, or say what is wrong with it."""
-        try:
-            pixels = load_image(path, max_pixels=MAX_UPLOAD_PIXELS)
-        except ImageError as error:
-            # The reader knows the file's name, not the folder it was stored in.
-            message = style.warning(str(error).replace(path, Path(path).name))
-            return [None, gr.Button(visible=False), message, self.view(models, image, score, truth, None)]
-        height, width = pixels.shape[:2]
-        words = f"Your image, {width} x {height} pixels. It stays on the machine that serves this page."
-        upload = Upload(uuid.uuid4().hex, pixels)
-        shown = self.view(models, image, score, truth, upload)
-        return [upload, gr.Button(visible=True), f'<p class="hint">{words}</p>', shown]
+    def measured(self, models: list[str], images: float, progress: gr.Progress = gr.Progress()) -> str:  # noqa: B008
+        """AP of every head of the chosen models on the first images, as a table."""
+        rows, images = [], min(int(images), len(self.bench.dataset))
+        chosen = [name for name in self.bench.models if name in models]
+        for done, name in enumerate(chosen):
+            progress((done, len(chosen)), desc=f"{self.bench.titles[name]} on {images} images")
+            for head, numbers in self.bench.metrics(name, images).items():
+                cells = [style.number(numbers[key]) for key in ("AP", "AP50", "AP75", "AR100")]
+                rows.append([self.bench.titles[name], colors.head_title(head), *cells])
+        if not rows:
+            return style.hint("Choose a model first.")
+        columns = ["model", "head", "AP", "AP50", "AP75", "AR100"]
+        return style.plain_table(f"On the first {images} images of {self.bench.dataset.name}", columns, rows)

@@ -1,6 +1,40 @@
-// Runs once per FigureGrid; Gradio gives `element`, `props`, `trigger` and `watch`.
+// Runs once per figure grid; Gradio gives `element`, `props`, `trigger` and `watch`.
 const grid = element.querySelector(".figure-grid");
-const config = { displaylogo: false, displayModeBar: false, scrollZoom: false, doubleClick: "reset", responsive: false };
+const config = { displaylogo: false, displayModeBar: false, scrollZoom: false, doubleClick: "reset" };
+const parts = (window.workbenchParts ??= new Map()); // key -> promise of a trace, for all grids of the page
+const mostParts = 400;
+let turn = 0;
+let working = 0;
+
+// `data-busy` is there while anything is being drawn.
+async function busily(work) {
+  working += 1;
+  grid.dataset.busy = "true";
+  try {
+    return await work();
+  } finally {
+    working -= 1;
+    if (!working) delete grid.dataset.busy;
+  }
+}
+
+function part(key) {
+  if (!parts.has(key)) {
+    const answer = fetch(`parts/${key}`).then((response) => {
+      if (!response.ok) throw new Error("a part of this figure is gone; move a control, or reload the page");
+      return response.json();
+    });
+    answer.catch(() => parts.delete(key));
+    parts.set(key, answer);
+    if (parts.size > mostParts) parts.delete(parts.keys().next().value);
+  }
+  return parts.get(key);
+}
+
+// Plotly writes into the traces that it is given (when a legend is clicked): the shared ones are copied.
+async function whole(trace) {
+  return trace.part ? { ...(await part(trace.part)) } : trace;
+}
 
 function make(tag, name, parent) {
   const node = document.createElement(tag);
@@ -21,37 +55,63 @@ function addPanel() {
   return panel;
 }
 
-function fit(panel, width, legend) {
+function fit(panel, width, below) {
   const { layout } = panel.figure;
+  const meta = layout.meta || {};
   const page = getComputedStyle(document.body);
-  const margin = { ...layout.margin, b: legend };
-  const aspect = layout.meta && layout.meta.aspect;
+  const font = { ...layout.font, color: page.getPropertyValue("--body-text-color").trim() || layout.font.color };
+  if (meta.fixed) return { ...layout, font }; // it scrolls in its panel
+  const margin = { ...layout.margin, b: below };
+  const inside = width - margin.l - margin.r;
   return {
     ...layout,
     xaxis: { ...layout.xaxis }, // Plotly writes the fitted ranges into what it is given
     yaxis: { ...layout.yaxis },
     width,
     margin,
-    height: aspect ? Math.round((width - margin.l - margin.r) * aspect) + margin.t + margin.b : layout.height,
-    font: { ...layout.font, color: page.getPropertyValue("--body-text-color").trim() || layout.font.color },
+    height: meta.aspect ? Math.round(inside * meta.aspect) + margin.t + margin.b : layout.height,
+    font,
+    dragmode: panel.drawing ? "drawrect" : layout.dragmode,
+    newshape: { line: { color: "#FF2D87", width: 2 } },
+    shapes: layout.shapes || [],
     uirevision: panel.dataset.revision,
+    editrevision: String(turn), // a drawn box becomes an object, and is not kept as a drawing
   };
 }
 
-async function draw(panel) {
+// Pixels below an image: its legend's rows, or its colour bar.
+function needed(panel) {
+  const { layout } = panel.figure;
+  if (!layout.meta || !layout.meta.aspect) return layout.margin.b;
+  const legend = panel.plot.querySelector(".legend");
+  const rows = legend ? Math.ceil(legend.getBBox().height) + 10 : 0;
+  return Math.max(rows, layout.meta.bottom || 0);
+}
+
+function draw(panel) {
+  if (!panel.figure || !panel.plot.clientWidth) return; // a hidden tab; the observer calls again when it shows
+  return busily(() => drawn(panel));
+}
+
+async function drawn(panel) {
   const width = panel.plot.clientWidth;
-  if (!panel.figure || !width) return; // a hidden tab; the observer calls again when it shows
   panel.width = width;
   const { data, layout } = panel.figure;
   await Plotly.react(panel.plot, data, fit(panel, width, layout.margin.b), config);
-  const legend = panel.plot.querySelector(".legend");
-  const needed = legend ? Math.ceil(legend.getBBox().height) + 10 : 0;
-  if (needed !== layout.margin.b) await Plotly.react(panel.plot, data, fit(panel, width, needed), config);
+  const below = needed(panel);
+  if (below !== layout.margin.b) await Plotly.react(panel.plot, data, fit(panel, width, below), config);
   if (panel.listening) return;
   panel.listening = true;
   panel.plot.on("plotly_click", (event) => {
-    const row = event.points[0].customdata;
-    if (row !== undefined) trigger("select", { panel: panel.dataset.name, row: Array.from(row) });
+    const { customdata, data } = event.points[0];
+    if (customdata === undefined) return;
+    trigger("select", { panel: panel.dataset.name, row: Array.from(customdata), meta: data.meta || {} });
+  });
+  panel.plot.on("plotly_relayout", (change) => {
+    const shape = change.shapes && change.shapes[change.shapes.length - 1];
+    if (!shape || !panel.drawing) return;
+    const box = [shape.x0, shape.y0, shape.x1, shape.y1];
+    trigger("edit", { panel: panel.dataset.name, box });
   });
 }
 
@@ -62,7 +122,28 @@ const sizes = new ResizeObserver((entries) => {
   }
 });
 
-function update() {
+async function show(panel, { name, title, note, color, figure, draw: drawing }, mine) {
+  panel.dataset.name = name;
+  panel.heading.textContent = title;
+  panel.note.textContent = note;
+  panel.swatch.style.background = color || "transparent";
+  panel.swatch.hidden = !color;
+  panel.setAttribute("aria-label", title + ": " + note);
+  const text = JSON.stringify([figure, drawing]);
+  if (panel.text === text) return;
+  const data = await Promise.all(figure.data.map(whole));
+  if (mine !== turn) return; // meanwhile there is something newer to show
+  panel.text = text;
+  const picture = JSON.stringify(figure.layout.images || []);
+  if (panel.picture !== picture) panel.dataset.revision = String(Number(panel.dataset.revision || 0) + 1);
+  panel.picture = picture; // another image resets pan and zoom, another slider position does not
+  panel.drawing = drawing;
+  panel.figure = { data, layout: figure.layout };
+  await draw(panel);
+}
+
+async function update() {
+  const mine = ++turn;
   const panels = JSON.parse(props.value || "[]");
   while (grid.children.length > panels.length) {
     const last = grid.lastElementChild;
@@ -70,23 +151,13 @@ function update() {
     Plotly.purge(last.plot);
     last.remove();
   }
-  panels.forEach(({ name, title, note, color, figure }, index) => {
-    const panel = grid.children[index] || addPanel();
-    panel.dataset.name = name;
-    panel.heading.textContent = title;
-    panel.note.textContent = note;
-    panel.swatch.style.background = color || "transparent";
-    panel.setAttribute("aria-label", title + ": " + note);
-    const text = JSON.stringify(figure);
-    if (panel.text === text) return;
-    panel.text = text;
-    const picture = JSON.stringify(figure.layout.images || []);
-    if (panel.picture !== picture) panel.dataset.revision = String(Number(panel.dataset.revision || 0) + 1);
-    panel.picture = picture; // another image resets pan and zoom, another slider position does not
-    panel.figure = figure;
-    draw(panel);
-  });
-  grid.dataset.drawn = String(Number(grid.dataset.drawn || 0) + 1);
+  try {
+    await busily(() =>
+      Promise.all(panels.map((content, index) => show(grid.children[index] || addPanel(), content, mine))),
+    );
+  } catch (error) {
+    grid.firstElementChild.note.textContent = error.message;
+  }
 }
 
 new MutationObserver(() => [...grid.children].forEach(draw)).observe(document.body, { attributeFilter: ["class"] });

@@ -1,8 +1,9 @@
-"""A responsive grid of Plotly figures that reports clicks, on Gradio's `gr.HTML`.
+"""A responsive grid of Plotly figures that reports clicks and drawn boxes, on Gradio's `gr.HTML`.
 
 Gradio's `gr.Plot` reports no clicks and draws a figure anew for every change. Here the installed plotly package's own
-script is served from this machine, a panel is redrawn (`Plotly.react`) only if its figure changed, and a click on a
-point of it sends `select` with the panel's name and the point's `customdata`.
+script is served from this machine, a panel is redrawn (`Plotly.react`) only if its figure changed, and large parts of
+figures are fetched once (`apps.parts`). A click on a point sends `select` with the panel's name, the point's
+`customdata` and its trace's `meta`; a box drawn with the mouse sends `edit` with the panel's name and the box.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import gradio as gr
 import plotly
 import plotly.graph_objects as go
 
+from apps.parts import figure_json
+
 PLOTLY_SCRIPT = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
 _SCRIPT = Path(__file__).parent / "plot.js"
 
@@ -28,23 +31,36 @@ def allow_plotly_script() -> None:
 
 @dataclass(frozen=True)
 class Panel:
-    """One figure of the grid: `name` identifies it in clicks, `note` is a line of text under the title."""
+    """One figure of the grid.
+
+    Attributes:
+        name: identifies it in clicks.
+        title, note: a heading, and a line of text under it.
+        color: of the little square before the title; none if empty.
+        backdrop: address of a finer picture than the figure's own.
+    """
 
     name: str
     title: str
     figure: go.Figure
     note: str = ""
     color: str = ""
+    backdrop: str = ""
 
 
-def figure_grid(label: str, **options: Any) -> gr.HTML:
+def figure_grid(label: str, least: int = 220, **options: Any) -> gr.HTML:
     """Panels side by side, as many in a row as the width allows; its value is what `panels_json` gives.
 
-    Its event `select` carries a `gr.EventData` with `panel` (the panel's name) and `row` (the point's `customdata`).
+    Its events carry a `gr.EventData`: `select` with `panel` (the panel's name), `row` (the point's `customdata`) and
+    `meta` (its trace's), `edit` with `panel` and `box` (xyxy in the figure's pixels).
     A function, because Gradio writes a stub file beside every subclass of its components.
+
+    Args:
+        least: pixels that a panel needs at least.
     """
+    style = f"--least: {least}px"
     return gr.HTML(
-        html_template=f'<div class="figure-grid" role="group" aria-label="{label}"></div>',
+        html_template=f'<div class="figure-grid" role="group" aria-label="{label}" style="{style}"></div>',
         js_on_load=_SCRIPT.read_text(encoding="utf-8"),
         head=f'<script src="/gradio_api/file={PLOTLY_SCRIPT}"></script>',
         apply_default_css=False,
@@ -52,11 +68,15 @@ def figure_grid(label: str, **options: Any) -> gr.HTML:
     )
 
 
-def panels_json(panels: Sequence[Panel]) -> str:
-    """The value of a `figure_grid`: a JSON list of `name`, `title`, `note`, `color` and Plotly's `figure`."""
-    return "[" + ",".join(_panel_json(panel) for panel in panels) + "]"
+def panels_json(panels: Sequence[Panel], draw: bool = False) -> str:
+    """The value of a `figure_grid`: a JSON list of `name`, `title`, `note`, `color`, `draw` and Plotly's `figure`.
+
+    Args:
+        draw: dragging the mouse draws a box instead of moving the picture.
+    """
+    return "[" + ",".join(_panel_json(panel, draw) for panel in panels) + "]"
 
 
-def _panel_json(panel: Panel) -> str:
-    words = {"name": panel.name, "title": panel.title, "note": panel.note, "color": panel.color}
-    return json.dumps(words)[:-1] + ', "figure": ' + str(panel.figure.to_json()) + "}"
+def _panel_json(panel: Panel, draw: bool) -> str:
+    words = {"name": panel.name, "title": panel.title, "note": panel.note, "color": panel.color, "draw": draw}
+    return json.dumps(words)[:-1] + ', "figure": ' + figure_json(panel.figure, panel.backdrop) + "}"

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from html import escape
+from pathlib import Path
 
 import gradio as gr
 
 from codetr_lab.viz import colors
 from codetr_lab.viz.image import FONT
 
+NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
+PAPER = "https://arxiv.org/abs/2211.12860"
 _MONO = ("ui-monospace", "DejaVu Sans Mono", "monospace")
 
 
@@ -31,8 +36,9 @@ def theme() -> gr.themes.Base:
 
 CSS = """
 .gradio-container { max-width: 1440px !important; margin: 0 auto; }
-.gradio-container > .main, .gradio-container main { padding: 10px 20px 28px !important; }
+.gradio-container > .main, .gradio-container main { padding: 6px 20px 28px !important; }
 .form, .block.form { background: transparent !important; border: 0 !important; box-shadow: none !important; gap: 10px; }
+.tab-wrapper { contain: inline-size; }
 .page-head { align-items: center; flex-wrap: wrap !important; }
 .page-head > * { min-width: min(260px, 100%) !important; flex: 1 1 0; }
 .page-head h1 { font-size: 1.5rem; font-weight: 700; margin: 0; line-height: 1.15; }
@@ -42,14 +48,27 @@ CSS = """
   padding: 6px 12px; border-radius: 4px; margin: 0; font-size: .92rem; }
 .hint { color: var(--body-text-color-subdued); font-size: .85rem; }
 .figure-grid { display: grid; contain: inline-size; gap: 14px 18px;
-  grid-template-columns: repeat(auto-fit, minmax(min(100%, 220px), 1fr)); }
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, var(--least, 220px)), 1fr)); }
 .panel { margin: 0; min-width: 0; max-width: 470px; }
 .panel-caption { display: flex; flex-wrap: wrap; align-items: center; gap: 0 8px; padding-bottom: 5px;
   line-height: 1.35; }
 .panel-swatch { width: 13px; height: 13px; border-radius: 3px; }
 .panel-title { font-size: 1.05rem; font-weight: 650; }
 .panel-note { flex-basis: 100%; color: var(--body-text-color-subdued); font-size: .9rem; }
-.panel-plot { width: 100%; min-height: 120px; }
+.panel-plot { width: 100%; min-height: 120px; overflow-x: auto; }
+#about-grid .panel { max-width: none; }
+.equation { font-size: .95rem; margin: 4px 0 2px; }
+.equation summary, details summary { cursor: pointer; color: var(--body-text-color-subdued); }
+.equation p { margin: 4px 0; max-width: 80em; }
+.equation a { color: var(--link-text-color); text-decoration: underline; }
+details pre { font-size: .8rem; max-height: 420px; overflow: auto; padding: 8px; border-radius: 4px;
+  background: color-mix(in srgb, var(--body-text-color) 5%, transparent); }
+#own { margin: 0; padding: 0 !important; }
+#own > button, .form > button, .block > button.label-wrap { text-align: left; }
+.label-wrap > span:first-child { text-align: left !important; }
+:is(#own-message, #assign-table, #heads-ap, #training-words):not(:has(p, table)) { display: none; }
+.gradio-container main > .wrap > .column, .gradio-container .contain > .column { gap: 8px; }
+table.counts.plain :is(th, td) { white-space: normal; width: auto; }
 .why { border-left: 4px solid var(--accent, #888); padding: 6px 14px; font-size: 1rem; line-height: 1.45;
   min-height: 62px; background: color-mix(in srgb, var(--body-text-color) 5%, transparent); border-radius: 4px; }
 .why b { display: block; font-size: .9rem; font-weight: 650; }
@@ -76,9 +95,53 @@ table.counts tr.chosen { background: color-mix(in srgb, var(--body-text-color) 1
 """
 
 
-def intro(text: str) -> str:
-    """The two sentences at the top of a tab."""
-    return f'<p class="intro">{escape(text)}</p>'
+def intro(text: str, equation: str, *notebook: str) -> str:
+    """The two sentences at the top of a tab, its equation, and the notebook that goes on from there.
+
+    Args:
+        equation: HTML.
+        notebook: words of which the notebook's name holds one, best first; the first notebook if none does.
+    """
+    link = notebook_link(notebook)
+    return (
+        f'<p class="intro">{escape(text)}</p><details class="equation"><summary>Equation and notebook</summary>'
+        f'<p>{equation} <a href="{PAPER}" target="_blank" rel="noreferrer">The paper</a>{link}</p></details>'
+    )
+
+
+def notebook_link(words: Sequence[str]) -> str:
+    """A link to the notebook whose name holds one of `words`; nothing where there are no notebooks."""
+    names = notebooks()
+    chosen = next((name for word in words for name in names if word in name), names[0] if names else None)
+    return f' · <a href="notebooks/{chosen}" download>Notebook {chosen}</a>' if chosen else ""
+
+
+def notebooks() -> list[str]:
+    """The names of the course's notebooks, in order."""
+    return sorted(path.name for path in NOTEBOOKS.glob("[0-9]*.ipynb"))
+
+
+def hint(text: str) -> str:
+    """A line in small grey letters."""
+    return f'<p class="hint" role="status">{escape(text)}</p>'
+
+
+def number(value: float) -> str:
+    """Three decimals; a dash for NaN."""
+    return "-" if math.isnan(value) else f"{value:.3f}"
+
+
+def plain_table(caption: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A small table of words and numbers; the first column names the row."""
+    top = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head)
+    body = "".join(
+        f'<tr><th scope="row">{escape(row[0])}</th>{"".join(f"<td>{escape(cell)}</td>" for cell in row[1:])}</tr>'
+        for row in rows
+    )
+    return (
+        f'<div class="scroll"><table class="counts plain"><caption>{escape(caption)}</caption>'
+        f"<thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
 
 
 def warning(text: str) -> str:

@@ -8,6 +8,7 @@ import socket
 import sys
 import urllib.request
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
@@ -15,41 +16,26 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 import gradio as gr
 import torch
+from starlette.requests import Request
+from starlette.responses import FileResponse, PlainTextResponse, Response
+from starlette.routing import Route
 
 from apps import style
-from apps.assign_tab import ALL, AssignTab
-from apps.bench import Bench
-from apps.heads_tab import HeadsTab
-from apps.plot import allow_plotly_script
+from apps.page import TITLE, Page, missing_words
+from apps.parts import serve_parts
+from codetr_lab.data.catalog import open_dataset
 from codetr_lab.data.dataset import DetectionDataset
 from codetr_lab.data.shapes import Shapes
 from codetr_lab.engine.checkpoint import load, shipped_models
 from codetr_lab.models.codetr import CoDETR
 from codetr_lab.models.presets import create_model
+from codetr_lab.structures import Target
 
 HOST = "127.0.0.1"
 FIRST_PORT, PORTS_TRIED = 7860, 100
 MODELS = ("lab_baseline", "lab_co_k1", "lab_co_k2")
-TITLE = "Co-DETR workbench"
-_REMEMBER_STATE = """(image, model, object) => {
-  const url = new URL(window.location);
-  Object.entries({ image, model, object }).forEach(([key, value]) => url.searchParams.set(key, value));
-  history.replaceState(null, '', url);
-}"""
-_REMEMBER_TAB = """() => {{
-  if (!window.workbenchOpened) return; // the first tab reports itself before the address has been read
-  const url = new URL(window.location);
-  url.searchParams.set('tab', '{tab}');
-  history.replaceState(null, '', url);
-}}"""
-
-
-_OPEN_TAB = """() => {
-  const tab = new URL(window.location).searchParams.get('tab');
-  const button = [...document.querySelectorAll('[role=tab]')].find((b) => b.textContent.trim().toLowerCase() === tab);
-  if (button) button.click();
-  window.workbenchOpened = true;
-}"""
+SESSIONS = 100
+"""Visitors whose own images are remembered at once."""
 
 
 class WorkbenchError(OSError):
@@ -73,76 +59,96 @@ def lab_models(names: Sequence[str] = MODELS) -> tuple[dict[str, CoDETR], list[s
     return models, missing
 
 
-def build(models: Mapping[str, CoDETR], dataset: DetectionDataset, missing: Sequence[str] = ()) -> gr.Blocks:
-    """The page, not yet served.
+def own_models(names: Sequence[str], weights: Path | None) -> dict[str, CoDETR]:
+    """Models by name: run folders, shipped ones, or released presets with their weights.
 
-    Args:
-        models: by name, in evaluation mode; the last is shown first, with the first beside it in the tab Heads.
-        dataset: whose images are shown.
-        missing: names of models whose trained weights are missing; the page warns about them.
+    Raises:
+        WorkbenchError: weights for more than one model, or models that know different classes.
+        ConfigError, CheckpointError: as `load`.
     """
-    allow_plotly_script()
-    bench = Bench(models, dataset)
-    first = first_image(dataset)
-    names = list(bench.models)
-    start = names[-1]
-    beside = list(dict.fromkeys([names[0], start]))
-    with gr.Blocks(title=TITLE, analytics_enabled=False) as page:
-        with gr.Row(elem_classes="page-head", equal_height=False):
-            gr.HTML(f"<h1>{TITLE}</h1><p>How label assignment trains a DETR</p>", min_width=240)
-            words = f"Image of {dataset.name}"
-            image = gr.Slider(0, len(dataset) - 1, value=first, step=1, label=words, elem_id="image", min_width=280)
-        if missing:
-            gr.HTML(style.warning(_missing_words(missing)), elem_id="missing-weights")
-        with gr.Tabs():
-            with gr.Tab("Assign", id="assign") as assign_page:
-                assign = AssignTab(bench, image, start)
-            with gr.Tab("Heads", id="heads") as heads_page:
-                heads = HeadsTab(bench, image, beside)
-        for tab, where in (("assign", assign_page), ("heads", heads_page)):
-            where.select(None, js=_REMEMBER_TAB.format(tab=tab), api_visibility="private")
-        moved = [image.input, assign.model.input, assign.object.input]
-        gr.on(moved, None, [image, assign.model, assign.object], js=_REMEMBER_STATE, api_visibility="private")
-
-        def restore(request: gr.Request) -> list[Any]:
-            """The state that the address names, or a good first image."""
-            query = dict(request.query_params)
-            index = _number(query.get("image"), 0, len(dataset) - 1, default=first)
-            model = query["model"] if query.get("model") in bench.models else start
-            chosen = _number(query.get("object"), 0, 10_000, default=ALL)
-            config = bench.models[model].config
-            shown = assign.scene(model, index, config.atss.top_k, config.faster_rcnn.roi_positive_iou, chosen)
-            found = heads.view(beside, index, heads.score.value, True, None)
-            return [index, model, *shown, found]
-
-        page.load(
-            restore, None, [image, assign.model, *assign.scene_outputs, heads.grid], show_progress="hidden",
-            api_visibility="private",
-        ).then(None, js=_OPEN_TAB, api_visibility="private")  # fmt: skip
-    return page
+    if weights is not None and len(names) != 1:
+        raise WorkbenchError(f"--weights belong to one model, but --model names {len(names) or 'none'}")
+    models = {Path(name).name or name: load(name, weights) for name in names}
+    classes = {name: model.config.classes or model.config.num_classes for name, model in models.items()}
+    if len(set(classes.values())) > 1:
+        known = "; ".join(f"{name} knows {_few(found)}" for name, found in classes.items())
+        raise WorkbenchError(f"models that know different classes cannot be compared: {known}")
+    return models
 
 
-def first_image(dataset: DetectionDataset) -> int:
-    """A good image to begin with: the first with 4 to 6 objects among the first fifty, or image 0."""
-    counts = (len(dataset.target(index, masks=False)["labels"]) for index in range(min(50, len(dataset))))
-    return next((index for index, count in enumerate(counts) if 4 <= count <= 6), 0)
+def _few(classes: tuple[str, ...] | int) -> str:
+    if isinstance(classes, int):
+        return f"{classes} classes without names"
+    return ", ".join(classes[:3]) + (f" and {len(classes) - 3} more" if len(classes) > 3 else "")
 
 
-def _number(text: str | None, least: int, most: int, default: int) -> int:
-    """A whole number from the address; `default` where it is none or out of range."""
-    try:
-        value = int(text or "")
-    except ValueError:
-        return default
-    return value if least <= value <= most else default
+class Unlabelled:
+    """The images of a data set without its objects, for models that know other classes."""
+
+    def __init__(self, dataset: DetectionDataset, classes: tuple[str, ...]) -> None:
+        self._dataset, self.classes, self.category_ids = dataset, classes, tuple(range(len(classes)))
+        self.name = dataset.name
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def image(self, index: int) -> Any:
+        """See `DetectionDataset.image`."""
+        return self._dataset.image(index)
+
+    def target(self, index: int, *, masks: bool = True) -> Target:
+        """No objects."""
+        nothing = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.long)}
+        return (
+            nothing
+            | {"iscrowd": torch.zeros(0, dtype=torch.bool), "area": torch.zeros(0)}
+            | {"image_id": torch.tensor(index)}
+        )
+
+    def file_name(self, index: int) -> str:
+        """See `DetectionDataset.file_name`."""
+        return self._dataset.file_name(index)
+
+    def to_coco(self) -> dict[str, Any]:
+        """Images without annotations."""
+        categories = [{"id": i, "name": name} for i, name in enumerate(self.classes)]
+        return self._dataset.to_coco() | {"annotations": [], "categories": categories}
 
 
-def _missing_words(missing: Sequence[str]) -> str:
-    names = ", ".join(missing)
-    return (
-        f"Trained weights are missing for {names}: random weights stand in, so detections and the decoder's matching "
-        "mean nothing. Train with: codetr experiment quick"
+def own_dataset(data: str | None, models: Mapping[str, CoDETR]) -> tuple[DetectionDataset, list[str]]:
+    """The data set that the page shows, and what the reader must know about it.
+
+    Without a name it is the generated images; models that know other classes see them without their objects.
+
+    Raises:
+        WorkbenchError: the data set has other classes than the models.
+        ConfigError, DataError: as `open_dataset`.
+    """
+    config = next(iter(models.values())).config
+    classes = config.classes or tuple(f"class {i}" for i in range(config.num_classes))
+    dataset = open_dataset(data or "shapes", "val")
+    if dataset.classes == classes:
+        return dataset, []
+    if data is None:
+        words = (
+            f"The models know {_few(classes)}, which the generated images do not show: bring your own (--data FOLDER)."
+        )
+        return Unlabelled(dataset, classes), [words]
+    raise WorkbenchError(
+        f"{dataset.name} has the classes {_few(dataset.classes)}, but the models know {_few(classes)}; give --model a "
+        "model that was trained on these classes"
     )
+
+
+def build(
+    models: Mapping[str, CoDETR],
+    dataset: DetectionDataset,
+    missing: Sequence[str] = (),
+    notes: Sequence[str] = (),
+    runs: Path | None = None,
+) -> gr.Blocks:
+    """The page, not yet served; arguments as in `Page`."""
+    return Page(models, dataset, missing, notes, runs).blocks
 
 
 def free_port(port: int | None = None) -> int:
@@ -169,19 +175,30 @@ def free_port(port: int | None = None) -> int:
     raise WorkbenchError(f"port {port} on {HOST} is in use; choose another with --port, or stop what uses it")
 
 
-def serve(page: gr.Blocks, port: int) -> str:
-    """Serve the page on this machine alone, in the background.
+def serve(page: gr.Blocks, port: int, host: str = HOST) -> str:
+    """Serve the page in the background, on this machine alone unless another host is given.
 
     Returns:
         Its address.
     """
     _no_proxy_for_this_machine()
-    page.queue(default_concurrency_limit=2, max_size=64)
-    _, url, _ = page.launch(
-        server_name=HOST, server_port=port, prevent_thread_lock=True, quiet=True, share=False, ssr_mode=False,
+    page.queue(default_concurrency_limit=2, max_size=128)
+    app, url, _ = page.launch(
+        server_name=host, server_port=port, prevent_thread_lock=True, quiet=True, share=False, ssr_mode=False,
         show_error=True, max_file_size="10mb", theme=style.theme(), css=style.CSS, footer_links=[], strict_cors=True,
+        state_session_capacity=SESSIONS,
     )  # fmt: skip
+    serve_parts(app)
+    app.router.routes.insert(0, Route("/notebooks/{name}", _notebook))
     return str(url)
+
+
+def _notebook(request: Request) -> Response:
+    """One of the course's notebooks, known by its name alone."""
+    name = request.path_params["name"]
+    if name not in style.notebooks():
+        return PlainTextResponse("no such notebook", status_code=404)
+    return FileResponse(style.NOTEBOOKS / name, media_type="application/x-ipynb+json", filename=name)
 
 
 def _no_proxy_for_this_machine() -> None:
@@ -201,22 +218,26 @@ def check(url: str, model: str) -> int:
         WorkbenchError: the page does not answer, or its figure is empty.
     """
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with opener.open(url, timeout=30) as answer:
+    url = url.rstrip("/")
+    with opener.open(url, timeout=60) as answer:
         if TITLE.encode() not in answer.read():
             raise WorkbenchError(f"{url} answers, but not with the workbench")
-    body = json.dumps({"data": [model, 0, -1, 9, 0.5, "original", None]}).encode()
-    request = urllib.request.Request(
-        f"{url.rstrip('/')}/gradio_api/call/assign", body, {"Content-Type": "application/json"}
-    )
-    with opener.open(request, timeout=30) as answer:
+    body = json.dumps({"data": [model, 0]}).encode()
+    request = urllib.request.Request(f"{url}/gradio_api/call/figure", body, {"Content-Type": "application/json"})
+    with opener.open(request, timeout=60) as answer:
         ticket = json.loads(answer.read())["event_id"]
-    with opener.open(f"{url.rstrip('/')}/gradio_api/call/assign/{ticket}", timeout=60) as answer:
+    with opener.open(f"{url}/gradio_api/call/figure/{ticket}", timeout=120) as answer:
         lines = answer.read().decode().splitlines()
     results = [line.removeprefix("data: ") for line in lines if line.startswith("data: [")]
     if not results:
         raise WorkbenchError(f"{url} gives no figure: {' '.join(lines)[:200]}")
     panels = json.loads(json.loads(results[-1])[0])
-    drawn = sum(_points(trace) for panel in panels for trace in panel["figure"]["data"])
+    traces = [trace for panel in panels for trace in panel["figure"]["data"]]
+    for number, trace in enumerate(traces):
+        if "part" in trace:
+            with opener.open(f"{url}/parts/{trace['part']}", timeout=60) as answer:
+                traces[number] = json.loads(answer.read())
+    drawn = sum(map(_points, traces))
     if not drawn:
         raise WorkbenchError(f"the figure of {url} is empty")
     return drawn
@@ -228,26 +249,41 @@ def _points(trace: dict[str, Any]) -> int:
     return int(rows["shape"].split(",")[0]) if isinstance(rows, dict) else len(rows)
 
 
-def main(port: int | None = None, smoke: bool = False) -> int:
+def main(
+    port: int | None = None,
+    smoke: bool = False,
+    models: Sequence[str] = (),
+    weights: Path | None = None,
+    data: str | None = None,
+    run: Path | None = None,
+) -> int:
     """Start the workbench on 127.0.0.1 and serve it until Ctrl-C.
 
     Args:
         port: left out, the first free one from 7860.
         smoke: start, check that the page answers and that its figure holds data, and stop.
+        models: run folders, shipped models, released presets; the shipped lab models if there are none.
+        weights: a released file for the one model.
+        data: a data set's name or a COCO-format folder.
+        run: a training run's folder, or a folder of runs.
 
     Raises:
-        WorkbenchError: the port is in use, or the check failed.
+        WorkbenchError: the port is in use, the check failed, or the arguments do not fit each other.
     """
     number = free_port(port)
-    models, missing = lab_models()
-    page = build(models, Shapes(split="val"), missing)
+    if run is not None and not run.is_dir():
+        raise WorkbenchError(f"--run {run}: there is no such folder")
+    loaded, missing = (own_models(models, weights), []) if models or weights else lab_models()
+    dataset, notes = (Shapes(split="val"), []) if not (models or data) else own_dataset(data, loaded)
+    page = build(loaded, dataset, missing, notes, run)
     url = serve(page, number)
     try:
         if smoke:
-            print(f"the workbench answers at {url}; its first figure holds {check(url, MODELS[-1])} candidates")
+            drawn = check(url, list(loaded)[-1])
+            print(f"the workbench answers at {url}; its first figure holds {drawn} candidates")
             return 0
-        if missing:
-            print(_missing_words(missing), file=sys.stderr)
+        for words in [*([missing_words(missing)] if missing else []), *notes]:
+            print(words, file=sys.stderr)
         print(f"The workbench is at {url}  (Ctrl-C stops it)", flush=True)
         page.block_thread()
     finally:

@@ -16,7 +16,7 @@ from codetr_lab.viz.export import save_html, save_png
 from codetr_lab.viz.flow import flow_figure
 from codetr_lab.viz.image import image_figure, object_names, side_by_side
 from codetr_lab.viz.queries import query_figure, sampling_figure
-from codetr_lab.viz.relation import bars_figure, relation_figure
+from codetr_lab.viz.relation import bars_figure, distances_figure, relation_figure
 from codetr_lab.viz.score_map import iof_iob_figure, mask_figure, score_map_figure
 from codetr_lab.viz.training import losses_figure, metrics_figure
 from codetr_lab.viz.verdicts import verdict_figure
@@ -37,6 +37,7 @@ __all__ = [
     "curves_figure",
     "detection_figure",
     "detections_figure",
+    "distances_figure",
     "flow_figure",
     "head_color",
     "head_title",

@@ -35,6 +35,8 @@ HEAD_TITLES: dict[str, str] = {
     "group": "Group",
     "one_to_many": "One-to-many queries",
 }
+EXTRA_GROUPS = ("denoising", "group", "one_to_many")
+"""Groups of queries that belong to no head; `group_2`, `group_3` are Group-DETR's."""
 GROUND_TRUTH = "#FFFFFF"
 GROUND_TRUTH_HALO = "#111111"
 HALO = "rgba(255,255,255,0.85)"

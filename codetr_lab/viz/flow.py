@@ -115,7 +115,7 @@ def _rows(words: Sequence[str], most: int) -> list[str]:
     return [", ".join(words[i : i + most]) for i in range(0, len(words), most)]
 
 
-_WIDTH, _HEIGHT, _ACROSS, _DOWN = 136, 88, 164, 112
+_WIDTH, _HEIGHT, _ACROSS, _DOWN = 132, 88, 149, 112
 """Pixels: a box, and the distance between neighbours."""
 
 

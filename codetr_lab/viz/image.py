@@ -129,7 +129,8 @@ def add_boxes(figure: go.Figure, boxes: np.ndarray, marks: Marks, name: str, **t
     common = {"x": x, "y": y, "mode": "lines", "hoverinfo": "skip", "opacity": marks.opacity}
     group = trace.get("legendgroup", name)
     figure.add_trace(kind(**common, line=halo, showlegend=False, legendgroup=group, name=name))
-    line = {"color": marks.color, "width": marks.width, "dash": marks.dash}
+    dash = "dash" if kind is go.Scattergl and "px" in marks.dash else marks.dash  # WebGL knows names alone
+    line = {"color": marks.color, "width": marks.width, "dash": dash}
     figure.add_trace(kind(**common, line=line, name=name, **{"legendgroup": group, **trace}))
 
 

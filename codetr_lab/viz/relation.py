@@ -41,6 +41,33 @@ def relation_figure(matrix: np.ndarray, heads: Sequence[str], *, unit: str = "di
     return figure
 
 
+def distances_figure(
+    distances: Mapping[str, Mapping[str, Mapping[str, float]]], kind: str = "positive", title: str = ""
+) -> go.Figure:
+    """How far customized queries are from the original ones (Fig. 7b), head by head.
+
+    Args:
+        distances: `analysis.query_distances`: `[head][kind][original positive | original negative]`.
+        kind: which customized queries; objects' own boxes (`ground-truth box`) are not positives that a head found.
+        title: one line above.
+    """
+    traces = []
+    for head, kinds in distances.items():
+        values = kinds.get(kind, {})
+        if values:
+            numbers = list(values.values())
+            traces.append(
+                go.Bar(
+                    x=[f"to {name.removeprefix('original ')}s" for name in values], y=numbers,
+                    marker={"color": colors.head_color(head)}, name=colors.head_title(head), cliponaxis=False,
+                    text=["" if np.isnan(v) else f"{v:.2f}" for v in numbers], textposition="outside",
+                    hovertemplate=f"{colors.head_title(head)} %{{x}}: %{{y:.3f}}<extra></extra>",
+                )
+            )  # fmt: skip
+    figure = go.Figure(traces, layout={"barmode": "group", "showlegend": True})
+    return styled(figure, "", "distance in object sizes", title, 340)
+
+
 def bars_figure(
     values: Mapping[str, float], y_title: str, *, bar_colors: Mapping[str, str] | None = None, title: str = ""
 ) -> go.Figure:

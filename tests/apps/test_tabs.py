@@ -1,4 +1,4 @@
-"""The tabs' functions: numbers in the page's text equal the library's."""
+"""What the tabs show: numbers in the page's text equal the library's."""
 
 from __future__ import annotations
 
@@ -6,31 +6,57 @@ import html
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gradio as gr
 import pytest
-from PIL import Image
+import torch
 
 from apps import style
-from apps.assign_tab import ALL, AssignTab, Look, show
+from apps.assign_tab import ALL, AssignTab
 from apps.bench import Bench
+from apps.discriminability_tab import DiscriminabilityTab
 from apps.heads_tab import HeadsTab
+from apps.page import Page
+from apps.parts import PARTS
+from apps.picture import Picture
+from apps.queries_tab import QueriesTab
+from apps.tab import Tab, restored, url_value
+from apps.training_tab import TrainingTab
+from codetr_lab.analysis import discriminability, iof_iob_curve, query_distances
+from codetr_lab.analysis.verdicts import verdicts
 from codetr_lab.viz import object_names
+from codetr_lab.viz.flow import count
+from codetr_lab.viz.queries import refinement
+from codetr_lab.viz.score_map import point_at
+
+MODEL = "lab_co_k2"
 
 
-@pytest.fixture(scope="module")
-def tabs(bench: Bench) -> tuple[AssignTab, HeadsTab]:
-    with gr.Blocks():
-        image = gr.Slider(0, 7)
-        return AssignTab(bench, image, "lab_co_k2"), HeadsTab(bench, image, ["lab_baseline", "lab_co_k2"])
+def tab_of(page: Page, kind: type[Tab]) -> Any:
+    return next(tab for tab in page.tabs if isinstance(tab, kind))
 
 
-def look(**changes: Any) -> Look:
-    setting = {
-        "model": "lab_co_k2", "image": 1, "object": ALL, "top_k": 9, "iou": 0.5, "head": "atss", "candidate": None,
-    }  # fmt: skip
-    return Look(**(setting | changes))
+def shown(
+    page: Page, kind: type[Tab], picture: Picture | None = None, fresh: bool = False, **changes: Any
+) -> dict[str, Any]:
+    """What `show` gives for picture 1 or another, by the names of controls and the tab's attributes."""
+    tab = tab_of(page, kind)
+    values = {name: control.value for name, control in tab.controls.items()}
+    made = tab.show(picture or Picture(1), values | changes, fresh)
+    names = {control: name for name, control in tab.controls.items()}
+    names |= {value: name for name, value in vars(tab).items() if isinstance(value, gr.components.Component)}
+    return {names.get(component, str(component)): value for component, value in made.items()}
+
+
+def traces(panel: dict[str, Any]) -> list[dict[str, Any]]:
+    """A panel's traces, the large ones fetched as the page does."""
+    found = []
+    for trace in panel["figure"]["data"]:
+        part = PARTS.get(trace["part"]) if "part" in trace else None
+        found.append(json.loads(part[0]) if part else trace)
+    return found
 
 
 def cells(table: str) -> dict[str, list[int]]:
@@ -40,107 +66,223 @@ def cells(table: str) -> dict[str, list[int]]:
     return found
 
 
-def test_table_holds_the_counts(bench: Bench) -> None:
-    _, table, _ = show(bench, look())
-    seen = bench.seen("lab_co_k2", 1)
-    assert cells(table) == {head: a.count_per_object().tolist() for head, a in seen.assignments.items()}
-    assert cells(table)["original"] == [1] * len(seen.scene.target["labels"])
+# --- Assign
 
 
-def test_panels_note_what_is_shown(bench: Bench) -> None:
-    seen = bench.seen("lab_co_k2", 1)
+def test_assign_table_and_notes_hold_the_counts(page_of_tests: Page, bench: Bench) -> None:
+    made = bench.seen(MODEL, Picture(1)).assignments
+    counts = {head: a.count_per_object() for head, a in made.items() if not head.endswith(".rpn")}
     for chosen in (ALL, 0):
-        panels = json.loads(show(bench, look(object=chosen))[0])
+        page = shown(page_of_tests, AssignTab, object=chosen)
+        assert cells(page["table"]) == {head: c.tolist() for head, c in counts.items()}
+        panels = json.loads(page["grid"])
         assert [panel["name"] for panel in panels] == ["original", "atss", "faster_rcnn"]
         for panel in panels:
-            counts = seen.assignments[panel["name"]].count_per_object()
-            expected = int(counts.sum() if chosen == ALL else counts[chosen])
+            expected = int(counts[panel["name"]].sum() if chosen == ALL else counts[panel["name"]][chosen])
             assert re.match(rf"{expected} positives? of", panel["note"])
+    with_rpn = shown(page_of_tests, AssignTab, rpn=True, fresh=True)
+    assert len(json.loads(with_rpn["grid"])) == 4
+    assert ("Faster R-CNN: RPN", "faster_rcnn.rpn") in with_rpn["head"].choices
 
 
-def test_why_is_the_assignments_own_explanation(bench: Bench) -> None:
-    atss = bench.seen("lab_co_k2", 1).assignments["atss"]
+def test_why_is_the_assignments_own_explanation(page_of_tests: Page, bench: Bench) -> None:
+    atss = bench.seen(MODEL, Picture(1)).assignments["atss"]
     index = int(atss.positive.nonzero()[0])
-    assert atss.explain(index) in html.unescape(show(bench, look(candidate=index))[2])
-    assert "Click a point" in show(bench, look())[2]
-    assert "0 to 339" in show(bench, look(candidate=340))[2]
-    assert "0 to 339" in show(bench, look(candidate=-1))[2]
+    page = shown(page_of_tests, AssignTab, head="atss", candidate=index)
+    assert atss.explain(index) in html.unescape(page["why"])
+    assert "chosen candidate" in [trace.get("name") for trace in traces(json.loads(page["grid"])[1])]
+    assert "Click a point" in shown(page_of_tests, AssignTab)["why"]
+    for outside in (340, -1):
+        assert "0 to 339" in shown(page_of_tests, AssignTab, head="atss", candidate=outside)["why"]
 
 
-def test_scene_resets_and_hides_what_a_model_lacks(bench: Bench, tabs: tuple[AssignTab, HeadsTab]) -> None:
-    assign, _ = tabs
-    objects, top_k, iou, heads, candidate, panels, *_ = assign.scene("lab_baseline", 2, 9, 0.5)
-    names = object_names(bench.seen("lab_baseline", 2).scene.target, bench.dataset.classes)
-    assert [label for label, _ in objects.choices] == ["all objects", *names]
-    assert objects.value == ALL
-    assert [value for _, value in heads.choices] == ["original"]
-    assert (top_k.visible, iou.visible, candidate) == (False, False, None)
-    assert len(json.loads(panels)) == 1
-    assert assign.scene("lab_co_k2", 2, 9, 0.5, chosen=1)[0].value == 1
-    assert assign.scene("lab_co_k2", 2, 9, 0.5, chosen=999)[0].value == ALL
+def test_sliders_assign_again_and_a_fresh_model_resets(page_of_tests: Page, bench: Bench) -> None:
+    turned = bench.assignments(MODEL, Picture(1), {"atss": {"top_k": 3}})["atss"]
+    page = shown(page_of_tests, AssignTab, **{"atss/top_k": 3})
+    assert cells(page["table"])["atss"] == turned.count_per_object().tolist()
+    names = object_names(bench.seen("lab_baseline", Picture(2)).target, bench.classes)
+    page = shown(
+        page_of_tests, AssignTab, Picture(2), True, model="lab_baseline", head="atss", candidate=3, object=99,
+        reset=True, **{"original/l1": 9},
+    )  # fmt: skip
+    assert [label for label, _ in page["object"].choices] == ["all objects", *names]
+    assert (page["object"].value, page["head"].value, page["candidate"]) == (ALL, "original", None)
+    assert page["original/l1"] == 5
+    groups = tab_of(page_of_tests, AssignTab)._groups
+    visible = {head: page[str(group)].visible for head, group in groups.items()}
+    assert visible == {"original": True, "atss": False, "faster_rcnn": False, "faster_rcnn.rpn": False}
 
 
-def test_click_chooses_head_and_candidate(tabs: tuple[AssignTab, HeadsTab]) -> None:
-    event = gr.EventData(None, {"panel": "atss", "row": [12.0, 8, 0.1]})
-    head, candidate, panels, _, why = tabs[0].click("lab_co_k2", 1, ALL, 9, 0.5, event)
-    assert (head, candidate) == ("atss", 12)
-    assert "candidate 12" in why
-    atss = json.loads(panels)[1]["figure"]
-    assert "chosen candidate" in [trace.get("name") for trace in atss["data"]]
+# --- Discriminability
 
 
-def test_view_takes_what_the_page_sends(tabs: tuple[AssignTab, HeadsTab]) -> None:
-    assert "candidate 3" in tabs[0].view("lab_co_k2", 1.0, -1, 9.0, 0.5, "atss", 3.0)[2]
+def test_masks_and_curves_read_equations_7_and_8(page_of_tests: Page, bench: Bench) -> None:
+    page = shown(page_of_tests, DiscriminabilityTab, share=70, moved="share")
+    assert page["view"] == "mask"
+    panels = {panel["name"]: panel for panel in json.loads(page["grid"])}
+    assert list(panels) == ["left", "right", "curves"]
+    for side, model in (("left", "lab_baseline"), ("right", MODEL)):
+        scores = discriminability(bench.seen(model, Picture(1)).trace.memory, (128, 128))[0, 0]
+        limit = float(scores.min()) + 0.7 * (float(scores.max()) - float(scores.min()))
+        curve = iof_iob_curve(scores, bench.foreground(model, Picture(1)))
+        iof, iob = point_at(curve, limit)
+        assert panels[side]["note"] == f"S = {limit:.3f}: IoF {iof:.2f}, IoB {iob:.2f}"
+        assert f"<td>{curve.area():.3f}</td>" in page["table"]
+        mark = next(t for t in traces(panels["curves"]) if t.get("mode") == "markers" and side in t["name"])
+        assert (mark["y"][0], mark["x"][0]) == pytest.approx((iof, iob))
+    score = shown(page_of_tests, DiscriminabilityTab, view="score")
+    assert traces(json.loads(score["grid"])[0])[0]["type"] == "heatmap"
 
 
-@pytest.mark.parametrize("score", [0.0, 0.02, 0.1, 1.0])
-def test_score_counts_the_cached_detections(bench: Bench, tabs: tuple[AssignTab, HeadsTab], score: float) -> None:
-    panels = json.loads(tabs[1].view(["lab_co_k2", "lab_baseline"], 1, score, True, None))
-    names = ["lab_baseline/original", "lab_co_k2/original", "lab_co_k2/atss", "lab_co_k2/faster_rcnn"]
+def test_levels_layers_and_images_without_objects(page_of_tests: Page, bench: Bench) -> None:
+    page = shown(page_of_tests, DiscriminabilityTab, fresh=True, what="matched", layer=2)
+    assert (page["level"].visible, page["layer"].visible) == (False, True)
+    attention = bench.score_map(MODEL, Picture(1), "matched", 2)
+    assert f"S = {float(attention.min()) + 0.4 * float(attention.max() - attention.min()):.3f}" in page["grid"]
+    empty = shown(page_of_tests, DiscriminabilityTab, Picture(1, drawn=()))
+    assert "needs an image with objects" in empty["table"]
+    assert len(json.loads(empty["grid"])) == 2
+
+
+# --- Queries
+
+
+def test_queries_tell_layer_by_layer(page_of_tests: Page, bench: Bench) -> None:
+    seen = bench.seen(MODEL, Picture(1))
+    page = shown(page_of_tests, QueriesTab, fresh=True, group="atss", query=2, layer=2)
+    rows = refinement(seen.trace.groups["atss"], 2, seen.scene.size, seen.target)
+    for layer, row in enumerate(rows, 1):
+        assert f'<th scope="row">{layer}</th><td>{row["score"]:.3f}</td><td>{row["iou"]:.3f}</td>' in page["table"]
+    panels = {panel["name"]: panel for panel in json.loads(page["grid"])}
+    assert list(panels) == ["map", "look", "distances"]
+    bars = {trace["name"]: list(trace["y"]) for trace in traces(panels["distances"])}
+    expected = query_distances(seen.trace)["atss"]["positive"]
+    assert bars["ATSS"] == pytest.approx(list(expected.values()))
+    assert panels["look"]["title"] == "ATSS query 2"
+    outside = shown(page_of_tests, QueriesTab, query=999)
+    assert "There is no query 999; this group has 0 to 49" in outside["table"]
+    baseline = shown(page_of_tests, QueriesTab, fresh=True, model="lab_baseline", group="atss", object=77)
+    assert (baseline["group"].value, baseline["object"].value) == ("original", ALL)
+
+
+# --- Heads
+
+
+@pytest.mark.parametrize(("score", "nms"), [(0.0, "own"), (0.02, "own"), (0.02, "none"), (0.02, "all"), (1.0, "own")])
+def test_heads_counts_and_verdicts(page_of_tests: Page, bench: Bench, score: float, nms: Any) -> None:
+    page = shown(page_of_tests, HeadsTab, score=score, nms=nms, nms_iou=0.5)
+    panels = json.loads(page["grid"])
+    names = ["lab_baseline/original", f"{MODEL}/original", f"{MODEL}/atss", f"{MODEL}/faster_rcnn"]
     assert [panel["name"] for panel in panels] == names
     for panel in panels:
         model, head = panel["name"].split("/")
-        expected = int((bench.seen(model, 1).detections[head].scores >= score).sum())
-        assert re.search(rf": {expected} detections?$", panel["note"])
+        found = bench.detections(model, Picture(1), nms, 0.5)[head]
+        found = found.select(found.scores >= score)
+        judged = verdicts(found, bench.seen(model, Picture(1)).target)
+        expected = f"{len(found)} detections?; {int(judged.right.sum())} right, {int(judged.missed.sum())} missed$"
+        assert re.search(expected, panel["note"]), panel["note"]
 
 
-def test_own_image_is_read_and_forgotten(tabs: tuple[AssignTab, HeadsTab], tmp_path: Path) -> None:
-    heads = tabs[1]
-    Image.new("RGB", (64, 48), "red").save(tmp_path / "mine.png")
-    state = (["lab_baseline"], 0, 0.0, True)
-    upload, button, words, shown = heads.receive(str(tmp_path / "mine.png"), *state)
-    assert upload.image.shape == (48, 64, 3)
-    assert button.visible
-    assert "64 x 48" in words
-    assert json.loads(shown)[0]["figure"]["layout"]["xaxis"]["range"] == [0, 64]
-    assert heads.view(*state, upload) == shown
-    upload, button, words, shown = heads.forget(*state)
-    assert (upload, button.visible, words) == (None, False, "")
-    assert json.loads(shown)[0]["figure"]["layout"]["xaxis"]["range"] == [0, 128]
+def test_ap_of_every_head(page_of_tests: Page, bench: Bench) -> None:
+    table = tab_of(page_of_tests, HeadsTab).measured(["lab_baseline"], 2, progress=lambda *_, **__: None)
+    assert style.number(bench.metrics("lab_baseline", 2)["detr"]["AP50"]) in table
+    assert "On the first 2 images of shapes" in table
+    assert "Choose a model" in tab_of(page_of_tests, HeadsTab).measured([], 2, progress=lambda *_, **__: None)
+
+
+# --- Conflicts and training, About
+
+
+def test_training_curves_and_relations(page_of_tests: Page, tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text(
+        json.dumps({"step": 10, "losses": {"decoder.original.0.class": 2.0, "aux.atss.box": 1.0}}) + "\n"
+        + json.dumps({"step": 10, "metrics": {"detr": {"AP": 0.25}}}) + "\n"
+    )  # fmt: skip
+    looks = [{"step": s, "matches": [[[1, s % 2]]], "positives": {"original": 1.0, "atss": 4.0}} for s in (1, 2)]
+    (tmp_path / "looks.jsonl").write_text("".join(json.dumps(look) + "\n" for look in looks))
+    with gr.Blocks():
+        tab = TrainingTab(page_of_tests.bench, MODEL, tmp_path)
+    values = {name: control.value for name, control in tab.controls.items()}
+    assert values["run"] == tmp_path.name
+    made = tab.show(Picture(1), values, True)
+    panels = {panel["name"]: panel for panel in json.loads(made[tab.grid])}
+    assert list(panels) == ["losses", "metrics", "instability", "positives"]
+    assert traces(panels["instability"])[0]["y"] == [1.0]
+    assert traces(panels["metrics"])[0]["y"] == [0.25]
+    assert made[tab.timer].active
+    (relation, _) = json.loads(made[tab.relations])
+    assert len(traces(relation)[0]["x"]) == 3
+    (tmp_path / "run.json").write_text('{"finished": true}')
+    assert not tab.show(Picture(1), values, False)[tab.timer].active
+    table = json.loads(tab.compared(MODEL, 1, progress=lambda *_, **__: None))
+    assert "mean over 1 image;" in table[0]["note"]
+    assert "--run" in shown(page_of_tests, TrainingTab)["words"]
+
+
+def test_about_tells_the_models_numbers(page_of_tests: Page, bench: Bench) -> None:
+    from apps.about_tab import AboutTab
+
+    page = shown(page_of_tests, AboutTab)
+    (panel,) = json.loads(page["grid"])
+    total = sum(p.numel() for p in bench.models[MODEL].parameters())
+    assert panel["note"].startswith(f"{count(total)} parameters")
+    assert "&quot;num_queries&quot;: 50" in page["facts"]
+
+
+# --- the URL
+
+
+def test_a_url_gives_back_what_it_was_given(page_of_tests: Page) -> None:
+    for tab in page_of_tests.tabs:
+        values = {name: control.value for name, control in tab.controls.items()}
+        query = {name: url_value(value) for name, value in values.items() if value is not None}
+        assert restored(tab.controls, query) == {name: values[name] for name in query}
 
 
 @pytest.mark.parametrize(
-    ("content", "words"), [(b"", "empty"), (b"<svg xmlns='x'/>", "SVG"), (b"\x89PNG\r\n\x1a\n junk", "not an image")]
-)
-def test_broken_images_give_a_message_with_their_name(
-    tabs: tuple[AssignTab, HeadsTab], tmp_path: Path, content: bytes, words: str
-) -> None:
-    (tmp_path / "mine.jpg").write_bytes(content)
-    upload, _, message, _ = tabs[1].receive(str(tmp_path / "mine.jpg"), ["lab_baseline"], 0, 0.5, True)
-    assert upload is None
-    assert words in message
-    assert "mine.jpg" in message
-    assert str(tmp_path) not in message
+    ("name", "text"),
+    [("model", "../../etc"), ("atss/top_k", "99"), ("atss/top_k", "nan"), ("candidate", "x"), ("object", "9" * 30),
+     ("rpn", "maybe"), ("nothing", "1")],
+)  # fmt: skip
+def test_what_a_control_cannot_have_is_passed_over(page_of_tests: Page, name: str, text: str) -> None:
+    assert restored(tab_of(page_of_tests, AssignTab).controls, {name: text}) == {}
 
 
-def test_huge_images_are_refused(tabs: tuple[AssignTab, HeadsTab], tmp_path: Path) -> None:
-    Image.new("1", (6000, 6000)).save(tmp_path / "huge.png")
-    upload, _, message, _ = tabs[1].receive(str(tmp_path / "huge.png"), ["lab_baseline"], 0, 0.5, True)
-    assert upload is None
-    assert "the limit is 25 megapixels" in message
+def test_restore_opens_what_the_address_names(page_of_tests: Page) -> None:
+    query = {"tab": "queries", "image": "2", "query": "7", "group": "atss", "layer": "3", "object": "1"}
+    tab = tab_of(page_of_tests, QueriesTab)
+    made = page_of_tests.restore(SimpleNamespace(query_params=query))
+    assert made[page_of_tests.source.image] == 2 and made[page_of_tests.active] == "queries"
+    assert (made[tab.controls["query"]], made[tab.controls["group"]].value, made[tab.controls["layer"]].value) == (
+        7, "atss", 3,
+    )  # fmt: skip
+    assert made[tab.controls["object"]].value == 1
+    assert "ATSS query 7" in made[tab.table]
+    made = page_of_tests.restore(SimpleNamespace(query_params={"tab": "nonsense", "image": "1e9"}))
+    assert (made[page_of_tests.source.image], made[page_of_tests.active]) == (page_of_tests.first, "assign")
 
 
 def test_words_from_data_are_escaped() -> None:
     table = style.count_table({"atss": [1]}, ["0 <script>"], None)
-    assert "<script>" not in table
-    assert "<b>x" not in style.warning("<b>x")
+    assert "<script>" not in table + style.plain_table("<script>", ["<script>"], [["<script>", "<script>"]])
+    assert "<b>x" not in style.warning("<b>x") + style.hint("<b>x")
+
+
+def test_every_tab_explains_itself_and_links_on() -> None:
+    assert style.notebooks()[0] == "01_quickstart.ipynb"
+    words = style.intro("Two sentences.", "E = mc<sup>2</sup>", "no such word")
+    assert "notebooks/01_quickstart.ipynb" in words and style.PAPER in words
+
+
+def test_dense_detectors_have_no_queries(bench: Bench) -> None:
+    from codetr_lab.models.presets import create_model
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        dense = create_model("lab_co_k1", **{"transformer.decoder_layers": 0}).eval()
+    page = Page({"dense": dense, MODEL: bench.models[MODEL]}, bench.dataset)
+    assert page.bench.titles["dense"] == "Dense, K = 1"
+    assert "has no decoder" in shown(page, QueriesTab, model="dense")["table"]
+    assert "has no decoder" in shown(page, DiscriminabilityTab, left="dense", what="all")["table"]
+    assert [panel["name"] for panel in json.loads(shown(page, HeadsTab, models=["dense"])["grid"])] == ["dense/atss"]
+    assert len(json.loads(shown(page, AssignTab, model="dense", fresh=True)["grid"])) == 1

@@ -1,0 +1,86 @@
+"""Large parts of figures (images, traces with many points) by their content: the page fetches each of them once.
+
+A figure that changes with every move of a slider then carries only references to what stayed the same. Parts are kept
+in memory, addressed by a hash of their content; nothing of the file system can be reached this way.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import threading
+from collections import OrderedDict
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.responses import Response
+from starlette.routing import Route
+
+LARGE = 3000
+"""Characters from which a part is sent by reference."""
+_KEPT = 256_000_000
+"""Bytes of parts that are kept."""
+_JPEG = "data:image/jpeg;base64,"
+
+
+class Parts:
+    """What figures refer to, by key; the parts that were used last are kept."""
+
+    def __init__(self, kept: int = _KEPT) -> None:
+        self._kept, self._bytes = kept, 0
+        self._parts: OrderedDict[str, tuple[bytes, str]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def put(self, content: bytes, kind: str) -> str:
+        """Keep `content` of media type `kind`; gives its key."""
+        key = hashlib.blake2b(content, digest_size=16).hexdigest()
+        with self._lock:
+            if key not in self._parts:
+                self._parts[key] = (content, kind)
+                self._bytes += len(content)
+                while self._bytes > self._kept and len(self._parts) > 1:
+                    self._bytes -= len(self._parts.popitem(last=False)[1][0])
+            self._parts.move_to_end(key)
+        return key
+
+    def address(self, uri: str) -> str:
+        """Keep the picture of a JPEG data URI; gives the address that stands for it on the page."""
+        return f"parts/{self.put(base64.b64decode(uri.removeprefix(_JPEG)), 'image/jpeg')}"
+
+    def get(self, key: str) -> tuple[bytes, str] | None:
+        """Content and media type, if they are still there."""
+        with self._lock:
+            return self._parts.get(key)
+
+
+PARTS = Parts()
+
+
+def figure_json(figure: Any, backdrop: str = "") -> str:
+    """Plotly's JSON of a figure, in which large traces are `{"part": key}` and images are addresses.
+
+    Args:
+        backdrop: the address of a finer picture that takes the place of the figure's own.
+    """
+    content = json.loads(figure.to_json())
+    traces = []
+    for trace in content["data"]:
+        text = json.dumps(trace, separators=(",", ":"))
+        traces.append(f'{{"part": "{PARTS.put(text.encode(), "application/json")}"}}' if len(text) > LARGE else text)
+    for picture in content["layout"].get("images", ()):
+        picture["source"] = backdrop or PARTS.address(picture["source"])
+    return f'{{"data": [{", ".join(traces)}], "layout": {json.dumps(content["layout"])}}}'
+
+
+def serve_parts(app: FastAPI) -> None:
+    """Let `app` answer `parts/<key>`, ahead of its other routes."""
+
+    def part(request: Any) -> Response:
+        found = PARTS.get(request.path_params["key"])
+        if found is None:
+            return Response("gone; reload the page", status_code=404)
+        headers = {"Cache-Control": "private, max-age=31536000, immutable", "X-Content-Type-Options": "nosniff"}
+        return Response(found[0], media_type=found[1], headers=headers)
+
+    app.router.routes.insert(0, Route("/parts/{key}", part))
