@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import fnmatch
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from codetr_lab.models.codetr import CoDETR
 from codetr_lab.models.config import (
     BackboneConfig,
     CoDETRConfig,
@@ -32,6 +31,9 @@ from codetr_lab.models.head_configs import (
     RetinaNetConfig,
 )
 from codetr_lab.models.tags import TAGS
+
+if TYPE_CHECKING:
+    from codetr_lab.models.codetr import CoDETR
 
 
 def _lab(preset: str, aux_heads: tuple[str, ...]) -> CoDETRConfig:
@@ -204,4 +206,6 @@ def preset(name: str, **overrides: Any) -> CoDETRConfig:
 
 def create_model(name: str, **overrides: Any) -> CoDETR:
     """A model with random weights: `create_model("lab_co_k1", num_classes=3, **{"transformer.encoder_layers": 1})`."""
+    from codetr_lab.models.codetr import CoDETR  # torch and timm; the command line lives without them
+
     return CoDETR(preset(name, **overrides))
