@@ -19,7 +19,7 @@ from apps.picture import Picture
 from codetr_lab.viz.score_map import point_at
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Page
+    from playwright.sync_api import ConsoleMessage, Page
 
 pytestmark = pytest.mark.browser
 PATIENCE = 60_000
@@ -55,13 +55,19 @@ def made(shown: tuple[str, Bench]) -> Bench:
     return shown[1]
 
 
+def is_ours(message: ConsoleMessage) -> bool:
+    """Errors, save those of requests that Gradio gives up itself when a page is left or a machine is slow."""
+    given_up = ("AbortError: signal is aborted", "Unexpected error Connection errored out")
+    return message.type == "error" and not message.text.startswith(given_up)
+
+
 @pytest.fixture
 def page(browser_page: Page, url: str) -> Iterator[Page]:
     """A page that fails its test on any console error, or on any request to another host."""
     complaints: list[str] = []
     own = (url, url.replace("http", "ws"), "data:", "blob:")
     browser_page.set_default_timeout(PATIENCE)
-    browser_page.on("console", lambda m: complaints.append(f"console: {m.text}") if m.type == "error" else None)
+    browser_page.on("console", lambda m: complaints.append(f"console: {m.text}") if is_ours(m) else None)
     browser_page.on("pageerror", lambda error: complaints.append(f"page: {error}"))
     browser_page.on("request", lambda r: None if r.url.startswith(own) else complaints.append(f"request: {r.url}"))
     yield browser_page
