@@ -10,7 +10,7 @@ import torch
 
 from codetr_lab.bench import op as bench
 from codetr_lab.bench import op_cuda
-from codetr_lab.bench.common import BenchError
+from codetr_lab.bench.common import BenchError, kept_for_backward
 from codetr_lab.ops import compiled
 
 TINY = {
@@ -67,6 +67,14 @@ def test_table_and_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     # 480 values, 960 coordinates, 480 weights, 480 outputs of 4 bytes at 1 GB/s
     assert record["rows"][0]["floor_ms"] == pytest.approx(4 * 2400 / 1e6)
     assert len(capsys.readouterr().out.splitlines()) == 6
+
+
+def test_what_is_kept_for_the_backward_pass() -> None:
+    x, weight = torch.ones(10, requires_grad=True), torch.ones(10, requires_grad=True)
+    assert kept_for_backward(lambda: x * weight, besides=[x, weight]) == 0
+    assert kept_for_backward(lambda: x * weight, besides=[x]) == 40
+    assert kept_for_backward(lambda: ((x * weight).exp() * weight).sum(), besides=[x, weight]) == 40  # exp, once
+    assert kept_for_backward(lambda: (x + weight).sum()) == 0
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 
 class BenchError(ValueError):
@@ -121,6 +122,27 @@ def peak_memory(function: Callable[[], object]) -> float | None:
     reset.write_text("5")
     function()
     return float(re.search(r"VmHWM:\s+(\d+)", status.read_text())[1]) / 1024  # type: ignore[index]
+
+
+def kept_for_backward(function: Callable[[], Tensor], besides: Iterable[Tensor] = ()) -> int:
+    """Bytes of what autograd keeps of `function()` for the backward pass, every storage once.
+
+    Args:
+        besides: tensors that are there anyhow (inputs, parameters) and do not count.
+    """
+    own = {tensor.untyped_storage().data_ptr() for tensor in besides}
+    sizes: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            sizes[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        result = function()  # kept until here, so that no storage is freed and counted again at its old place
+    del result
+    return sum(sizes.values())
 
 
 def write_record(out: Path | None, **values: Any) -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from codetr_lab.bench.common import kept_for_backward
 from codetr_lab.experiments.cell import Cell
 
 Pace = dict[str, float]
@@ -61,32 +62,17 @@ class _Step:
             masks=config.needs_masks,
         )  # fmt: skip
         self.batch = next(stream)
-        self.saved_mb = self._saved()
+        self.saved_mb = kept_for_backward(self._total, self.model.parameters()) / 1e6
         self()
 
     def __call__(self) -> None:
-        total = torch.stack(list(self.model(*self.batch).values())).sum()
+        total = self._total()
         self.optimizer.zero_grad()
         total.backward()
         self.optimizer.step()
 
-    def _saved(self) -> float:
-        """Every storage once, without the parameters."""
-        own = {parameter.untyped_storage().data_ptr() for parameter in self.model.parameters()}
-        sizes: dict[int, int] = {}
-
-        def note(tensor: Tensor) -> Tensor:
-            storage = tensor.untyped_storage()
-            if storage.data_ptr() not in own:
-                sizes[storage.data_ptr()] = storage.nbytes()
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            total = torch.stack(list(self.model(*self.batch).values())).sum()
-        saved = sum(sizes.values()) / 1e6
-        total.backward()
-        self.optimizer.zero_grad()
-        return saved
+    def _total(self) -> Tensor:
+        return torch.stack(list(self.model(*self.batch).values())).sum()
 
 
 def known_pace(path: Path) -> dict[str, Pace]:

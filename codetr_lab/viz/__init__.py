@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from codetr_lab.viz.assignment import assignment_figure
-from codetr_lab.viz.charts import curves_figure, positives_bar
+from codetr_lab.viz.cells import cells_figure
+from codetr_lab.viz.charts import curves_figure, grouped_bars_figure, positives_bar
 from codetr_lab.viz.colors import HEAD_COLORS, head_color, head_title
 from codetr_lab.viz.detections import detection_figure, detections_figure
 from codetr_lab.viz.export import save_html, save_png
@@ -34,11 +35,13 @@ __all__ = [
     "QueryExplorer",
     "assignment_figure",
     "bars_figure",
+    "cells_figure",
     "curves_figure",
     "detection_figure",
     "detections_figure",
     "distances_figure",
     "flow_figure",
+    "grouped_bars_figure",
     "head_color",
     "head_title",
     "image_figure",

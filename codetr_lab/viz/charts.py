@@ -56,6 +56,40 @@ def positives_bar(counts: Mapping[str, Sequence[int]], objects: Sequence[str], t
     return styled(figure, "object", "positives", title, 300)
 
 
+def grouped_bars_figure(
+    values: Mapping[str, Mapping[str, float]],
+    y_title: str,
+    *,
+    bar_colors: Mapping[str, str] | None = None,
+    log: bool = False,
+    digits: int = 3,
+    title: str = "",
+) -> go.Figure:
+    """Bars in groups with their numbers above, for example the time of each case by backend.
+
+    Args:
+        values: `[name][group]`: one colour per name, one place on the x axis per group.
+        y_title: with its unit.
+        bar_colors: `#RRGGBB` per name; the palette in order for the names it leaves out.
+        log: whether the y axis is logarithmic.
+        digits: significant ones above the bars.
+        title: one line above.
+    """
+    palette = list(colors.HEAD_COLORS.values())
+    traces = [
+        go.Bar(
+            x=list(groups), y=list(groups.values()), name=name, cliponaxis=False, textposition="outside",
+            marker={"color": (bar_colors or {}).get(name, palette[i % len(palette)])},
+            text=[f"{v:.{digits}g}" for v in groups.values()],
+            hovertemplate=f"{name}<br>%{{x}}: %{{y:.4g}}<extra></extra>",
+        )
+        for i, (name, groups) in enumerate(values.items())
+    ]  # fmt: skip
+    figure = go.Figure(traces, layout={"barmode": "group", "bargap": 0.25, "bargroupgap": 0.05, "showlegend": True})
+    styled(figure, "", y_title, title, 340)
+    return figure.update_yaxes(type="log", dtick=1) if log else figure
+
+
 def curves_figure(
     curves: Mapping[str, tuple[Sequence[float], Sequence[float]]],
     x_title: str,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from codetr_lab.viz import colors, curves_figure, positives_bar
+from codetr_lab.viz import colors, curves_figure, grouped_bars_figure, positives_bar
 
 
 def test_bars_are_the_counts() -> None:
@@ -15,6 +15,18 @@ def test_bars_are_the_counts() -> None:
     assert figure.layout.yaxis.title.text == "positives"
     with pytest.raises(ValueError, match="atss: 1 counts for 2 objects"):
         positives_bar({"atss": [1]}, ["a", "b"])
+
+
+def test_grouped_bars_are_the_numbers() -> None:
+    values = {"formula": {"encoder": 20.0, "decoder": 3.0}, "compiled": {"encoder": 1.2345}}
+    figure = grouped_bars_figure(values, "ms", bar_colors={"formula": "#123456"}, log=True, title="times")
+    assert [(bar.name, list(bar.x), list(bar.y)) for bar in figure.data] == [
+        ("formula", ["encoder", "decoder"], [20, 3]), ("compiled", ["encoder"], [1.2345]),
+    ]  # fmt: skip
+    assert figure.data[0].marker.color == "#123456"
+    assert figure.data[1].text == ("1.23",)
+    assert (figure.layout.yaxis.type, figure.layout.yaxis.title.text) == ("log", "ms")
+    assert grouped_bars_figure(values, "ms").layout.yaxis.type is None
 
 
 def test_curves_are_labelled() -> None:
