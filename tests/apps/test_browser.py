@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import apps_case
 import pytest
@@ -19,12 +21,14 @@ from apps.picture import Picture
 from codetr_lab.viz.score_map import point_at
 
 if TYPE_CHECKING:
-    from playwright.sync_api import ConsoleMessage, Page
+    from playwright.sync_api import Page, Request
 
 pytestmark = pytest.mark.browser
 PATIENCE = 60_000
 MODEL = "lab_co_k2"
 TABS = ("assign", "discriminability", "queries", "heads", "training", "about")
+WAITING: WeakKeyDictionary[Page, set[Request]] = WeakKeyDictionary()
+"""What each page has asked for and not been given yet."""
 GRIDS = {"discriminability": "dis"} | {tab: tab for tab in TABS if tab != "discriminability"}
 
 
@@ -55,23 +59,43 @@ def made(shown: tuple[str, Bench]) -> Bench:
     return shown[1]
 
 
-def is_ours(message: ConsoleMessage) -> bool:
-    """Errors, save those of requests that Gradio gives up itself when a page is left or a machine is slow."""
-    given_up = ("AbortError: signal is aborted", "Unexpected error Connection errored out")
-    return message.type == "error" and not message.text.startswith(given_up)
-
-
 @pytest.fixture
 def page(browser_page: Page, url: str) -> Iterator[Page]:
     """A page that fails its test on any console error, or on any request to another host."""
     complaints: list[str] = []
     own = (url, url.replace("http", "ws"), "data:", "blob:")
     browser_page.set_default_timeout(PATIENCE)
-    browser_page.on("console", lambda m: complaints.append(f"console: {m.text}") if is_ours(m) else None)
+    browser_page.on("console", lambda m: complaints.append(f"console: {m.text}") if m.type == "error" else None)
     browser_page.on("pageerror", lambda error: complaints.append(f"page: {error}"))
     browser_page.on("request", lambda r: None if r.url.startswith(own) else complaints.append(f"request: {r.url}"))
+    watch_requests(browser_page)
     yield browser_page
+    idle(browser_page)
     assert not complaints
+
+
+def watch_requests(page: Page) -> None:
+    """Count what the page asks for and what has been answered, for `idle`."""
+    waiting: set[Request] = set()
+    page.on("request", lambda r: None if "/heartbeat/" in r.url else waiting.add(r))  # it lasts as long as the page
+    page.on("requestfinished", lambda r: waiting.discard(r))
+    page.on("requestfailed", lambda r: waiting.discard(r))
+    WAITING[page] = waiting
+
+
+def idle(page: Page) -> None:
+    """Wait until nothing that the page asked for is on its way: Gradio complains of events that a page leaves behind.
+
+    An answer may be the cause of another question, which the page asks before it is idle again.
+    """
+    end = time.monotonic() + PATIENCE / 1000
+    still = 0
+    while still < 3:
+        page.evaluate("() => new Promise((resolve) => requestIdleCallback(resolve))")
+        busy = bool(WAITING[page]) or page.evaluate("() => !!document.querySelector('.figure-grid[data-busy]')")
+        still = 0 if busy else still + 1
+        page.wait_for_timeout(50 if busy else 0)
+        assert time.monotonic() < end, f"the page still waits for {[r.url for r in WAITING[page]]}"
 
 
 def opened(page: Page, url: str, query: str, tab: str) -> None:
@@ -346,7 +370,8 @@ def test_a_live_run_and_the_models_flow(page: Page, url: str, runs: Path) -> Non
     keep_picture(page, "about-1280")
 
 
-def test_phone_width_needs_no_sideways_scrolling(page: Page, url: str) -> None:
+def test_phone_width_needs_no_sideways_scrolling(page: Page, url: str, runs: Path) -> None:
+    (runs / "run.json").write_text('{"finished": true}')  # a page that asks every few seconds cannot be left in peace
     page.set_viewport_size({"width": 400, "height": 800})
     for number, tab in enumerate(TABS):
         scheme = ("light", "dark")[number % 2]
@@ -359,3 +384,4 @@ def test_phone_width_needs_no_sideways_scrolling(page: Page, url: str) -> None:
         assert max(right) <= 400
         assert re.search(r"\w", page.locator(".intro:visible").inner_text())
         keep_picture(page, f"{tab}-400-{scheme}")
+        idle(page)
