@@ -13,8 +13,8 @@ from apps.bench import Bench
 from apps.picture import Picture
 from apps.plot import Panel, figure_grid, panels_json
 from apps.tab import Tab, models_choice
-from codetr_lab.models.codetr import CoDETR
 from codetr_lab.models.config import to_json
+from codetr_lab.models.meta import part_sizes
 from codetr_lab.viz import flow_figure
 from codetr_lab.viz.flow import count
 
@@ -26,14 +26,6 @@ EQUATION = (
     "L = Σ<sub>l</sub> ( L<sub>dec,l</sub> + λ<sub>1</sub> Σ<sub>i</sub> L<sub>dec,i,l</sub> + λ<sub>2</sub> "
     "L<sub>enc</sub> ), Eq. 6; the figure is the paper's Fig. 4."
 )
-
-
-def part_sizes(model: CoDETR) -> dict[str, int]:
-    """Number of parameters by part: top-level modules, and every auxiliary head and customizer by itself."""
-    parts = dict(model.named_children())
-    for group in ("heads", "customizers"):
-        parts |= {f"{group}.{name}": part for name, part in getattr(model, group).items()}
-    return {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
 
 
 class AboutTab(Tab):

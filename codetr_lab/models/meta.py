@@ -47,6 +47,14 @@ def parameter_counts(config: CoDETRConfig) -> tuple[int, int]:
     return sum(sizes.values()), used
 
 
+def part_sizes(model: CoDETR) -> dict[str, int]:
+    """Number of parameters by part: top-level modules, and every auxiliary head and customizer by itself."""
+    parts = dict(model.named_children())
+    for group in ("heads", "customizers"):
+        parts |= {f"{group}.{name}": part for name, part in getattr(model, group).items()}
+    return {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
+
+
 @dataclass(frozen=True)
 class HeadCost:
     """What one auxiliary head adds in training.

@@ -16,6 +16,7 @@ from codetr_lab.viz.detections import detection_figure, detections_figure
 from codetr_lab.viz.export import save_html, save_png
 from codetr_lab.viz.flow import flow_figure
 from codetr_lab.viz.image import image_figure, object_names, side_by_side
+from codetr_lab.viz.levels import levels_figure
 from codetr_lab.viz.queries import query_figure, sampling_figure
 from codetr_lab.viz.relation import bars_figure, distances_figure, relation_figure
 from codetr_lab.viz.score_map import iof_iob_figure, mask_figure, score_map_figure
@@ -46,6 +47,7 @@ __all__ = [
     "head_title",
     "image_figure",
     "iof_iob_figure",
+    "levels_figure",
     "losses_figure",
     "mask_figure",
     "metrics_figure",

@@ -223,7 +223,7 @@ def side_by_side(figures: Mapping[str, go.Figure]) -> go.Figure:
     first = next(iter(figures.values())).layout.to_plotly_json()
     layout |= {key: first[key] for key in ("font", "legend", "hoverlabel", "paper_bgcolor", "plot_bgcolor")}
     bars = any("bottom" in figure.layout.meta for figure in figures.values())
-    bottom = max(figure.layout.margin.b for figure in figures.values()) if bars else _LEGEND_SPACE
+    bottom = max(figure.layout.margin.b for figure in figures.values()) if bars else _LEGEND_SPACE if seen else 4
     width = min(_PANEL_WIDTH, _ROW_WIDTH // len(figures))
     layout |= {
         "dragmode": "pan", "margin": {"l": 0, "r": 0, "t": 28, "b": bottom}, "width": width * len(figures),

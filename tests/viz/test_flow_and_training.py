@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from codetr_lab.models.meta import part_sizes
 from codetr_lab.models.presets import create_model, preset
 from codetr_lab.viz import bars_figure, colors, flow_figure, losses_figure, metrics_figure, relation_figure
 from codetr_lab.viz.flow import count, model_parts
@@ -21,8 +22,8 @@ RECORDS = [
 
 def test_flow_names_every_part_with_its_parameters() -> None:
     model = create_model("lab_co_k2")
-    parameters = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
-    parameters |= {f"heads.{n}": sum(p.numel() for p in h.parameters()) for n, h in model.heads.items()}
+    parameters = part_sizes(model)
+    assert sum(n for name, n in parameters.items() if "." not in name) == sum(p.numel() for p in model.parameters())
     figure = flow_figure(model.config, parameters, model.strides)
     text = " ".join(note.text for note in figure.layout.annotations)
     for number in (parameters["encoder"], parameters["heads.atss"], parameters["decoder"]):
