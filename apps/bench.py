@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -32,7 +32,8 @@ from codetr_lab.engine.evaluate import CocoMetrics, evaluate
 from codetr_lab.images import resize
 from codetr_lab.models.codetr import CoDETR
 from codetr_lab.models.config import CoDETRConfig
-from codetr_lab.models.meta import meta_model
+from codetr_lab.models.detection import detections as decoder_detections
+from codetr_lab.models.heads import AuxHead, MaskRCNNHead, build_heads
 from codetr_lab.structures import Assignment, Detections, Target, Trace
 from codetr_lab.viz.image import jpeg_uri
 
@@ -78,6 +79,21 @@ def without_nms(config: CoDETRConfig) -> CoDETRConfig:
     return replace(config, **changed)
 
 
+def same_heads(model: CoDETR, config: CoDETRConfig) -> dict[str, AuxHead]:
+    """The auxiliary heads of `model` with the settings of `config`; the parameters are shared."""
+    with torch.random.fork_rng(devices=[]):
+        heads = build_heads(config, model.strides)
+    heads.load_state_dict(model.heads.state_dict(), assign=True)
+    return cast("dict[str, AuxHead]", dict(heads.eval().items()))
+
+
+def whole_boxes(boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """(N,h,w) bool masks that fill the boxes (N,4): Mask R-CNN's loss asks for masks, which the page does not show."""
+    y, x = torch.arange(size[0])[:, None] + 0.5, torch.arange(size[1]) + 0.5
+    x0, y0, x1, y1 = boxes[:, :, None, None].unbind(1)
+    return (x > x0) & (x < x1) & (y > y0) & (y < y1)
+
+
 class Bench:
     """The loaded models and data set, and everything that has been computed with them.
 
@@ -120,6 +136,8 @@ class Bench:
         target = scene.target
         if target is None:
             target = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.long)}
+        if any(isinstance(head, MaskRCNNHead) for head in self.models[model].heads.values()):
+            target = target | {"masks": whole_boxes(target["boxes"], scene.size)}
         trace = self.models[model].trace(scene.batch, [target])
         return Seen(scene, trace, trace_assignments(trace), _backdrop(image))
 
@@ -148,11 +166,14 @@ class Bench:
         }
 
     def _raw(self, model: str, picture: Picture) -> dict[str, Detections]:
-        own = self.models[model]
-        loose = meta_model(without_nms(own.config))
-        loose.load_state_dict(own.state_dict(), assign=True)
-        trace = loose.eval().trace(self.seen(model, picture).scene.batch)
-        return found_by_heads(trace)
+        own, trace = self.models[model], self.seen(model, picture).trace
+        config = without_nms(own.config)
+        heads = self._memory.get((model, "heads without NMS"), lambda: same_heads(own, config))
+        found = {}
+        if own.decoder is not None:
+            found["original"] = decoder_detections(trace.groups["original"], trace.batch, config)[0]
+        names = [name for name in own.detectors if name in heads]
+        return found | {name: heads[name].predict(trace.pyramid, trace.batch)[0] for name in names}
 
     def score_map(self, model: str, picture: Picture, what: str, part: int) -> Tensor:
         """(h,w) scores in the scene's pixels.

@@ -16,7 +16,7 @@ from apps.plot import Panel, figure_grid, panels_json
 from apps.tab import Tab, models_choice
 from codetr_lab.analysis import IofIobCurve
 from codetr_lab.viz import iof_iob_figure, mask_figure, score_map_figure
-from codetr_lab.viz.score_map import point_at
+from codetr_lab.viz.score_map import decimals, point_at
 
 INTRO = (
     "A score map says how strongly every pixel stands out in the encoder's features, from each map's lowest score "
@@ -35,17 +35,18 @@ SOURCES = [
 SIDES = ("left", "right")
 LINES = ("#D55E00", "#0072B2")
 """One colour per side: these curves are models, not heads."""
-TOGETHER = -1
+TOGETHER = 0
 
 
 @dataclass(frozen=True)
 class Reading:
-    """One model's map and where the threshold cuts it; IoF, IoB and area are None without objects."""
+    """One model's map, where the threshold cuts it, and that in words; without objects there is no curve."""
 
     name: str
     scores: Tensor
     curve: IofIobCurve | None
     threshold: float
+    words: str
 
     def point(self) -> tuple[float, float] | None:
         """IoF and IoB at S."""
@@ -64,21 +65,21 @@ class DiscriminabilityTab(Tab):
 
     def __init__(self, bench: Bench, start: tuple[str, str]) -> None:
         super().__init__(bench)
-        model = bench.models[start[1]]
-        self._levels = [("all levels together", TOGETHER)]
-        self._levels += [(f"stride {stride}", i) for i, stride in enumerate(model.strides[: len(model.neck.strides)])]
+        strides = [model.neck.strides for model in bench.models.values()]
+        shared = [stride for stride in strides[0] if all(stride in others for others in strides)]
+        levels = [("all levels together", TOGETHER), *((f"stride {stride}", stride) for stride in shared)]
         layers = max(m.config.transformer.decoder_layers for m in bench.models.values())
-        self._layers = [(f"layer {i + 1}", i) for i in range(layers)]
         gr.HTML(style.intro(INTRO, EQUATION, "discriminab", "see"))
         with gr.Row():
             with gr.Column(scale=1, min_width=250):
                 left = gr.Dropdown(models_choice(bench), value=start[0], label="Left model", elem_id="dis-left")
                 right = gr.Dropdown(models_choice(bench), value=start[1], label="Right model", elem_id="dis-right")
                 what = gr.Dropdown(SOURCES, value=ENCODER, label="Score", elem_id="dis-what")
-                level = gr.Dropdown(self._levels, value=TOGETHER, label="Level", elem_id="dis-level")
+                level = gr.Dropdown(levels, value=TOGETHER, label="Level", elem_id="dis-level")
                 layer = gr.Dropdown(
-                    self._layers, value=max(0, layers - 1), label="Decoder layer", elem_id="dis-layer", visible=False
-                )
+                    [(f"layer {i + 1}", i) for i in range(layers)], value=max(0, layers - 1), label="Decoder layer",
+                    elem_id="dis-layer", visible=False,
+                )  # fmt: skip
                 view = gr.Radio(
                     [("score", "score"), ("mask above S", "mask")], value="score", label="Show", elem_id="dis-view"
                 )
@@ -97,13 +98,21 @@ class DiscriminabilityTab(Tab):
         readings = []
         for side in SIDES:
             model, what = values[side], values["what"]
-            part = values["level"] if what == ENCODER else values["layer"]
+            part = self._part(model, values)
             scores = self.bench.score_map(model, picture, what, part)
             low, high = float(scores.min()), float(scores.max())
             threshold = low + values["share"] / 100 * (high - low)
             curve = self.bench.curve(model, picture, what, part)
-            readings.append(Reading(self.bench.titles[model], scores, curve, threshold))
+            words = f"{threshold:.{decimals(low, high)}f}"
+            readings.append(Reading(self.bench.titles[model], scores, curve, threshold, words))
         return readings
+
+    def _part(self, model: str, values: dict[str, Any]) -> int:
+        """Which of the model's levels or decoder layers is looked at; its last layer if it has fewer."""
+        if values["what"] != ENCODER:
+            return min(values["layer"], self.bench.models[model].config.transformer.decoder_layers - 1)
+        own = list(self.bench.models[model].neck.strides)
+        return own.index(values["level"]) if values["level"] in own else -1
 
     def show(self, picture: Picture, values: dict[str, Any], fresh: bool) -> dict[Component, Any]:
         """See `Tab.show`. The first move of the threshold turns the maps into masks."""
@@ -131,7 +140,7 @@ class DiscriminabilityTab(Tab):
                 figure = score_map_figure(seen.scene.image, reading.scores.numpy(), score=score, target=target)
             point = reading.point()
             note = "" if point is None else f": IoF {point[0]:.2f}, IoB {point[1]:.2f}"
-            note = f"S = {reading.threshold:.3f}{note}"
+            note = f"S = {reading.words}{note}"
             panels.append(Panel(side, reading.name, figure, note, color, seen.backdrop))
         curves = {_name(side, r): r.curve for side, r in zip(SIDES, readings, strict=True) if r.curve is not None}
         if curves:
@@ -153,6 +162,6 @@ def _table(readings: list[Reading]) -> str:
     for reading in readings:
         iof, iob = reading.point() or (0.0, 0.0)
         area = reading.curve.area() if reading.curve else 0.0
-        rows.append([reading.name, f"{reading.threshold:.4f}", f"{iof:.3f}", f"{iob:.3f}", f"{area:.3f}"])
+        rows.append([reading.name, reading.words, f"{iof:.3f}", f"{iob:.3f}", f"{area:.3f}"])
     head = ["model", "S", "IoF: objects kept", "IoB: background removed", "area under the curve"]
     return style.plain_table("At this threshold", head, rows)

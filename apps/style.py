@@ -66,7 +66,7 @@ details pre { font-size: .8rem; max-height: 420px; overflow: auto; padding: 8px;
 #own { margin: 0; padding: 0 !important; }
 #own > button, .form > button, .block > button.label-wrap { text-align: left; }
 .label-wrap > span:first-child { text-align: left !important; }
-:is(#own-message, #assign-table, #heads-ap, #training-words):not(:has(p, table)) { display: none; }
+:is(#own-message, #assign-table, #heads-ap, #training-words, #training-told):not(:has(p, table)) { display: none; }
 .gradio-container main > .wrap > .column, .gradio-container .contain > .column { gap: 8px; }
 table.counts.plain :is(th, td) { white-space: normal; width: auto; }
 .why { border-left: 4px solid var(--accent, #888); padding: 6px 14px; font-size: 1rem; line-height: 1.45;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -69,14 +70,15 @@ class TrainingTab(Tab):
                 self.compare = gr.Button("Compare on these images", size="sm", elem_id="training-compare")
             with gr.Column(scale=4, min_width=300):
                 self.grid = figure_grid("Curves of the run", 320, elem_id="training-grid")
+                self.told = gr.HTML(elem_id="training-told")
                 self.relations = figure_grid("Distances between heads", 320, elem_id="training-relations")
         self.timer = gr.Timer(SECONDS, active=False)
         self.controls = {"run": run, "metric": metric, "model": model}
         self.renewing = ("model",)
-        self.outputs = [self.grid, self.relations, self.words, self.timer]
+        self.outputs = [self.grid, self.relations, self.told, self.words, self.timer]
         self.compare.click(
-            self.compared, [model, self.images], self.relations, api_visibility="private", concurrency_limit=1,
-            trigger_mode="once",
+            self.compared, [model, self.images], [self.relations, self.told], api_visibility="private",
+            concurrency_limit=1, trigger_mode="once",
         )  # fmt: skip
 
     def show(self, picture: Picture, values: dict[str, Any], fresh: bool) -> dict[Component, Any]:
@@ -85,10 +87,25 @@ class TrainingTab(Tab):
 
     def _heads(self, model: str, picture: Picture) -> dict[Component, Any]:
         """The distances between the heads on the present image alone."""
-        if len(self.bench.heads(model)) < 2 or not len(self.bench.seen(model, picture).target["boxes"]):
-            return {self.relations: "[]"}
-        matrix = self.bench.relation(model, [picture], lambda share: None)
-        return {self.relations: panels_json(relation_panels(matrix.matrix(), self.bench.titles[model], 1))}
+        if not len(self.bench.seen(model, picture).target["boxes"]):
+            words = "Heads are compared by where they see the objects, and this image has none: draw one."
+            return {self.relations: "[]", self.told: style.hint(words)}
+        return self._compared(model, [picture], lambda share: None)
+
+    def _compared(self, model: str, pictures: list[Picture], progress: Callable[[float], None]) -> dict[Component, Any]:
+        """The relation matrix, or why there is none."""
+        title, heads = self.bench.titles[model], self.bench.heads(model)
+        if len(heads) < 2:
+            words = (
+                f"{title} has one head, the {colors.head_title(heads[0])}: a conflict needs two. Choose another model."
+            )
+            return {self.relations: "[]", self.told: style.hint(words)}
+        try:
+            matrix = self.bench.relation(model, pictures, progress)
+        except AnalysisError as error:
+            return {self.relations: "[]", self.told: style.hint(f"{title}: {error}")}
+        panels = relation_panels(matrix.matrix(), title, len(pictures))
+        return {self.relations: panels_json(panels), self.told: ""}
 
     def _curves(self, values: dict[str, Any], fresh: bool) -> dict[Component, Any]:
         runs = find_runs(self.root) if self.root else {}
@@ -106,11 +123,15 @@ class TrainingTab(Tab):
             changes[self.controls["run"]] = gr.Dropdown([(name, name) for name in runs], visible=True)
         return changes
 
-    def compared(self, model: str, images: float, progress: gr.Progress = gr.Progress()) -> str:  # noqa: B008
+    def compared(
+        self,
+        model: str,
+        images: float,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008
+    ) -> dict[Component, Any]:
         """The relation matrix of a model on the first images of the data set."""
         pictures = [Picture(index) for index in range(min(int(images), len(self.bench.dataset)))]
-        matrix = self.bench.relation(model, pictures, lambda share: progress(share, desc="Grad-CAM of every head"))
-        return panels_json(relation_panels(matrix.matrix(), self.bench.titles[model], len(pictures)))
+        return self._compared(model, pictures, lambda share: progress(share, desc="Grad-CAM of every head"))
 
 
 def run_panels(run: Run, metric: str) -> list[Panel]:

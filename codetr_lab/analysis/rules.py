@@ -112,7 +112,7 @@ def sampling_of(config: CoDETRConfig, name: str) -> tuple[int, float] | None:
     """
     if not name.startswith(("faster_rcnn", "mask_rcnn")):
         return None
-    settings = config.faster_rcnn
+    settings = config.mask_rcnn if name.startswith("mask_rcnn") else config.faster_rcnn
     if name.endswith(RPN):
         return settings.rpn_samples, settings.rpn_positive_fraction
     return settings.roi_samples, settings.roi_positive_fraction

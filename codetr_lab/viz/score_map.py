@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -22,6 +23,11 @@ KEPT, LOST, LEAKED, REMOVED = range(4)
 """What a threshold does to a pixel: object above it, object below it, background above it, background below it."""
 MASK_NAMES = ("object above S", "object below S", "background above S", "background below S")
 _MASK_COLORS = ("rgba(0,0,0,0)", "rgba(204,121,167,0.85)", "rgba(230,159,0,0.80)", "rgba(17,17,17,0.72)")
+
+
+def decimals(low: float, high: float) -> int:
+    """Decimals that tell a hundredth of the range from `low` to `high`; three at least, nine at most."""
+    return min(9, max(3, 2 - math.floor(math.log10(high - low)))) if high > low else 3
 
 
 def thinned(array: np.ndarray) -> np.ndarray:
@@ -66,16 +72,17 @@ def score_map_figure(
     cells = thinned(values)
     finite = values[np.isfinite(values)]
     low, high = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 1.0)
+    ticks, digits = (low, (low + high) / 2, high), decimals(low, high)
     bar = {
         "orientation": "h", "x": 0.5, "y": -0.02, "yanchor": "top", "thickness": 10, "len": 0.84, "xpad": 0,
-        "tickvals": [low, (low + high) / 2, high], "ticktext": [f"{v:.3f}" for v in (low, (low + high) / 2, high)],
+        "tickvals": ticks, "ticktext": [f"{value:.{digits}f}" for value in ticks],
         "ticklabelposition": "outside", "outlinewidth": 0, "tickfont": {"size": 11}, "ticklabeloverflow": "allow",
         "title": {"text": score, "side": "bottom", "font": {"size": 12}},
     }  # fmt: skip
     figure.add_trace(
         go.Heatmap(
             z=cells, zmin=low, zmax=high, colorscale="Viridis", opacity=0.78, colorbar=bar, name=score,
-            hovertemplate=score + " %{z:.4f}<extra></extra>", **_grid(shape, cells.shape),
+            hovertemplate=f"{score} %{{z:.{digits + 1}f}}<extra></extra>", **_grid(shape, cells.shape),
         )
     )  # fmt: skip
     if target is not None:
@@ -180,12 +187,13 @@ def iof_iob_figure(
         step = max(1, len(curve.iob) // _CURVE_POINTS)
         index = np.unique([*range(0, len(curve.iob), step), len(curve.iob) - 1])
         s = curve.thresholds.numpy()[index]
-        label = f"{name} · area {curve.area():.2f}"
+        label, finite = f"{name} · area {curve.area():.2f}", s[np.isfinite(s)]
+        digits = decimals(float(finite.min()), float(finite.max()))
         figure.add_trace(
             go.Scatter(
                 x=curve.iob.numpy()[index], y=curve.iof.numpy()[index], customdata=s[:, None], mode="lines",
                 line={"color": color, "width": 2.5}, name=label, legendgroup=name,
-                hovertemplate="S %{customdata[0]:.4f}<br>IoB %{x:.3f}<br>IoF %{y:.3f}<extra></extra>",
+                hovertemplate=f"S %{{customdata[0]:.{digits}f}}<br>IoB %{{x:.3f}}<br>IoF %{{y:.3f}}<extra></extra>",
             )
         )  # fmt: skip
         if thresholds and name in thresholds:
@@ -195,7 +203,7 @@ def iof_iob_figure(
                 go.Scatter(
                     x=[iob], y=[iof], mode="markers", marker=marker, name=f"{name} at S", legendgroup=name,
                     showlegend=False,
-                    hovertemplate=f"S {thresholds[name]:.4f}<br>IoB {iob:.3f}<br>IoF {iof:.3f}<extra></extra>",
+                    hovertemplate=f"S {thresholds[name]:.{digits}f}<br>IoB {iob:.3f}<br>IoF {iof:.3f}<extra></extra>",
                 )
             )  # fmt: skip
     x, y = "IoB: background below S", "IoF: object above S"

@@ -18,7 +18,7 @@ from apps import workbench
 from apps.bench import Bench
 from apps.page import Page as Workbench
 from apps.picture import Picture
-from codetr_lab.viz.score_map import point_at
+from codetr_lab.viz.score_map import decimals, point_at
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page, Request
@@ -261,7 +261,7 @@ def test_the_threshold_moves_masks_and_points(page: Page, url: str, made: Bench)
             curve = made.curve(model, Picture(1), "encoder", -1)
             assert curve is not None
             iof, iob = point_at(curve, limit)
-            expected.append(f"S = {limit:.3f}: IoF {iof:.2f}, IoB {iob:.2f}")
+            expected.append(f"S = {limit:.{decimals(low, high)}f}: IoF {iof:.2f}, IoB {iob:.2f}")
         notes(page, "discriminability", [*expected, "further to the upper right is better"])
     until(page, "() => document.querySelector('#dis-grid .panel-plot')._fullData.some(t => t.name === 'mask')")
     keep_picture(page, "discriminability-1280")

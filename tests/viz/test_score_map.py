@@ -9,7 +9,7 @@ import viz_case
 
 from codetr_lab.analysis import foreground_from_boxes, iof_iob_curve
 from codetr_lab.viz import colors, iof_iob_figure, mask_figure, score_map_figure
-from codetr_lab.viz.score_map import KEPT, LEAKED, LOST, REMOVED, mask_kinds, point_at, thinned
+from codetr_lab.viz.score_map import KEPT, LEAKED, LOST, REMOVED, decimals, mask_kinds, point_at, thinned
 
 
 @pytest.fixture
@@ -80,3 +80,11 @@ def test_curves_carry_area_and_a_point(scores: torch.Tensor, foreground: torch.T
     (point,) = [trace for trace in figure.data if trace.mode == "markers"]
     assert (point.y[0], point.x[0]) == pytest.approx(point_at(curve, 0.5))
     assert len(lines[0].x) <= 402
+
+
+@pytest.mark.parametrize(("low", "high", "expected"), [(0, 1, 3), (0.83, 0.97, 3), (0.9988, 0.9999, 5), (2, 2, 3)])
+def test_decimals_tell_a_hundredth_of_the_range(low: float, high: float, expected: int) -> None:
+    digits = decimals(low, high)
+    assert digits == expected
+    steps = {f"{low + share / 100 * (high - low):.{digits}f}" for share in range(101)}
+    assert len(steps) == (101 if high > low else 1)
