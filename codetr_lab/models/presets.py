@@ -209,3 +209,19 @@ def create_model(name: str, **overrides: Any) -> CoDETR:
     from codetr_lab.models.codetr import CoDETR  # torch and timm; the command line lives without them
 
     return CoDETR(preset(name, **overrides))
+
+
+def reconfigured(model: CoDETR, **overrides: Any) -> CoDETR:
+    """A copy of a model under other settings, by (dotted) name: `reconfigured(model, **{"queries.padding": "empty"})`.
+
+    The weights are the model's own; parameters that only the copy has keep their random initial values.
+
+    Raises:
+        ConfigError: no such field; suggests the nearest.
+        RuntimeError: a setting that changes the shape of a parameter.
+    """
+    from codetr_lab.models.codetr import CoDETR
+
+    copy = CoDETR(override(model.config, **overrides))
+    copy.load_state_dict(model.state_dict(), strict=False)
+    return copy.train(model.training)

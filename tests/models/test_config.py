@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from codetr_lab.models.config import CoDETRConfig, ConfigError, from_json, override, to_json
-from codetr_lab.models.presets import create_model, list_models, preset
+from codetr_lab.models.presets import create_model, list_models, preset, reconfigured
 
 
 @pytest.mark.parametrize("name", list_models())
@@ -77,3 +77,22 @@ def test_frozen_stages_and_norms_stay_frozen_in_training() -> None:
     assert not any(m.training for m in model.backbone.modules() if isinstance(m, torch.nn.BatchNorm2d))
     with pytest.raises(ConfigError, match="cannot build"):
         create_model("lab_baseline", **{"backbone.options": {"wings": 2}})
+
+
+def test_a_model_under_other_settings_has_the_same_weights() -> None:
+    torch.manual_seed(0)
+    model = create_model("lab_co_k1").eval()
+    copy = reconfigured(model, **{"queries.padding": "empty", "queries.head_embedding": "none"})
+    assert (copy.config.queries.padding, model.config.queries.padding) == ("empty", "negatives")
+    assert not copy.training
+    own = model.state_dict()
+    assert own.keys() - copy.state_dict().keys() == {"customizers.atss.head_pos_embed"}
+    assert all(torch.equal(value, own[name]) for name, value in copy.state_dict().items())
+    with torch.no_grad():
+        next(copy.parameters()).add_(1)
+    assert not torch.equal(next(copy.parameters()), next(model.parameters()))  # a copy, not the same tensors
+    assert reconfigured(model.train(), lambda_2_per_layer=False).training
+    with pytest.raises(RuntimeError, match="head_pos_embed"):
+        reconfigured(model, **{"queries.head_embedding": "vector"})
+    with pytest.raises(ConfigError, match="did you mean 'padding'"):
+        reconfigured(model, **{"queries.paddin": "empty"})
