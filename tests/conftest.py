@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from codetr_lab import doctor
+from codetr_lab.ops import compiled
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -43,6 +44,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.suffix == ".ipynb":
             item.add_marker(pytest.mark.notebook)
+
+
+@pytest.fixture
+def needs_operator() -> None:
+    """The compiled operator; skipped without it, failed where nothing may be skipped."""
+    if compiled.NOT_LOADED:
+        lacks("the compiled operator", compiled.NOT_LOADED)
 
 
 @pytest.fixture(scope="session")

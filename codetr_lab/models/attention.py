@@ -69,7 +69,7 @@ class DeformableAttention(nn.Module):
             scale = 1 / query.new_tensor([(w, h) for h, w in shapes])[:, None]
         else:
             scale = reference[:, :, None, :, None, 2:] * (0.5 / self.points)
-        locations = centre + offsets * scale
+        locations = torch.addcmul(centre, offsets, scale)
         output = ms_deform_attn(value, shapes, locations, weights)
         return self.output_proj(output), locations, weights
 

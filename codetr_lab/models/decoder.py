@@ -66,7 +66,7 @@ class DecoderLayer(nn.Module):
             x + position, memory.tokens, reference, memory.shapes, memory.pad_mask
         )
         x = self.norm2(x + attended)
-        return self.norm3(x + self.linear2(F.relu(self.linear1(x)))), locations, weights
+        return self.norm3(x + self.linear2(F.relu(self.linear1(x), inplace=True))), locations, weights
 
 
 def box_branch(dim: int) -> nn.Sequential:

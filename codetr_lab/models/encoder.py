@@ -53,7 +53,7 @@ class EncoderLayer(nn.Module):
     ) -> Tensor:
         """(B,S,D) to (B,S,D)."""
         x = self.norm1(x + self.self_attn(x + position, x, reference, shapes, pad_mask)[0])
-        return self.norm2(x + self.linear2(F.relu(self.linear1(x))))
+        return self.norm2(x + self.linear2(F.relu(self.linear1(x), inplace=True)))
 
 
 class Encoder(nn.Module):

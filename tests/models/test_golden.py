@@ -1,4 +1,4 @@
-"""Co-Deformable-DETR R50 against the released implementation's numbers (tests/golden/FORMAT.md)."""
+"""Co-Deformable-DETR R50 against the released implementation's numbers (tests/golden/FORMAT.md), with both backends."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ def model() -> CoDETR:
     return released_model("co_deformable_detr_r50", NAME)
 
 
+@pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize("case", SIZES)
 def test_evaluation_gives_the_released_numbers(model: CoDETR, case: str) -> None:
     golden = Golden(f"golden_{NAME}_{case}")
@@ -23,6 +24,7 @@ def test_evaluation_gives_the_released_numbers(model: CoDETR, case: str) -> None
         check_evaluation(model, golden, case)
 
 
+@pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize("case", SIZES)
 def test_training_gives_the_released_losses_positives_and_gradients(model: CoDETR, case: str) -> None:
     with ranked(model, Golden(f"golden_{NAME}_{case}")):

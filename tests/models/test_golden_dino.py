@@ -43,6 +43,7 @@ def check(model: CoDETR, name: str, case: str, reference: Golden | None) -> Trac
     return trace
 
 
+@pytest.mark.usefixtures("backend")
 def test_evaluation_of_one_image(small: CoDETR) -> None:
     trace = check(small, "one_nq100", "one", None)
     # The file keeps what a seventh layer would read too. The boxes differ: heads read a normed output.

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import pytest
 import torch
 from torch import Tensor
 
-from codetr_lab.ops import compiled, ms_deform_attn
+from codetr_lab.ops import ms_deform_attn
 
 Shapes = Sequence[tuple[int, int]]
 
@@ -67,13 +65,3 @@ def make_inputs(
     weights = torch.rand(batch, queries, heads, len(shapes), points, generator=generator, dtype=dtype)
     grad = torch.randn(batch, queries, heads * depth, generator=generator, dtype=dtype)
     return Inputs(value, shapes, locations, weights / weights.sum((-1, -2), keepdim=True), grad)
-
-
-@pytest.fixture
-def needs_operator() -> None:
-    """The compiled operator; skipped without it, failed where nothing may be skipped."""
-    if compiled.NOT_LOADED:
-        reason = f"the compiled operator: {compiled.NOT_LOADED}"
-        if os.environ.get("CODETR_REQUIRE_ALL") == "1":
-            pytest.fail(reason, pytrace=False)
-        pytest.skip(reason)
