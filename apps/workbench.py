@@ -187,6 +187,7 @@ def serve(page: gr.Blocks, port: int, host: str = HOST) -> str:
         server_name=host, server_port=port, prevent_thread_lock=True, quiet=True, share=False, ssr_mode=False,
         show_error=True, max_file_size="10mb", theme=style.theme(), css=style.CSS, footer_links=[], strict_cors=True,
         state_session_capacity=SESSIONS,
+        _frontend=False,  # this alone: do not give up where the first answer takes a busy machine three seconds
     )  # fmt: skip
     serve_parts(app)
     app.router.routes.insert(0, Route("/notebooks/{name}", _notebook))
