@@ -1,7 +1,8 @@
 """The finished runs that come with the package, as small data.
 
-`python -m codetr_lab.experiments.kept runs/experiments` keeps the runs that are finished there (add the number of steps
-to keep that length alone) and renews the tables in README.md and `results/README.md`.
+`python -m codetr_lab.experiments.kept runs/experiments` adds the runs that are finished there (name the number of steps
+to take that length alone) to those kept before, and renews the tables in README.md and `results/README.md`. A run that
+is there again takes the older one's place. After a change that alters numbers delete `results/cells.jsonl` first.
 """
 
 from __future__ import annotations
@@ -27,16 +28,17 @@ def kept_records(path: Path = CELLS) -> list[Record]:
 
 
 def keep(out: Path, steps: int | None = None, path: Path = CELLS) -> list[Record]:
-    """Write the records of all finished cells of declared variants under `out` to `path`, sorted.
+    """Add the records of all finished cells of declared variants under `out` to those in `path`, sorted.
 
     A variant of length n counts as a run of its steps over n.
     """
-    found: dict[tuple[str, int, int], Record] = {}
-    for file in sorted((out / "cells").glob("*/record.json")):
-        record = json.loads(file.read_text())
+    order = list(VARIANTS)
+    finished = [json.loads(file.read_text()) for file in sorted((out / "cells").glob("*/record.json"))]
+    found: dict[tuple[int, int, int], Record] = {}
+    for record in [*kept_records(path), *finished]:
         variant = VARIANTS.get(record["variant"])
         if variant is not None and steps in (None, round(record["steps"] / variant.length)):
-            found[list(VARIANTS).index(variant.name), record["steps"], record["seed"]] = record  # type: ignore[index]
+            found[order.index(variant.name), record["steps"], record["seed"]] = record
     records = with_pace([found[key] for key in sorted(found)], out)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(record) + "\n" for record in records))

@@ -106,6 +106,22 @@ def test_a_report_does_not_mix_lengths(tmp_path: Path):
     assert kept_records(tmp_path / "kept.jsonl")[0]["variant"] == "k0"
 
 
+def test_kept_runs_are_added_to_and_renewed(tmp_path: Path):
+    kept_file = tmp_path / "kept.jsonl"
+    first, second = RECORDS[0], next(r for r in RECORDS if r["variant"] != RECORDS[0]["variant"])
+    for out, made in (("one", [first]), ("two", [first | {"ap": 0.5}, second])):
+        for number, record in enumerate(made):
+            folder = tmp_path / out / "cells" / str(number)
+            folder.mkdir(parents=True)
+            (folder / "record.json").write_text(json.dumps(record))
+    kept.keep(tmp_path / "two", path=kept_file)
+    kept.keep(tmp_path / "one", path=kept_file)
+    assert [(r["variant"], r["ap"]) for r in kept_records(kept_file)] == [
+        (first["variant"], first["ap"]),
+        (second["variant"], second["ap"]),
+    ]
+
+
 def replace_steps(made: Record, steps: int) -> Record:
     return made | {"steps": steps, "ap": 0.0}
 
