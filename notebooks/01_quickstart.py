@@ -20,7 +20,22 @@
 # In this notebook you load two small models that were trained on the same images, look at what they find, and count.
 # You need to know what a bounding box and a tensor are. Run the cells from top to bottom; nothing is downloaded.
 
+# %% tags=["colab"] jupyter={"source_hidden": true}
+# For Google Colab alone; provided, but not tested here. Everywhere else this cell does nothing.
+import importlib.util
+import subprocess
+import sys
+
+if "google.colab" in sys.modules and importlib.util.find_spec("codetr_lab") is None:
+    repository = input("Address of the repository that this notebook is from: ")
+    subprocess.run(["git", "clone", "--depth", "1", repository, "codetr_lab_clone"], check=True)
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--editable"]
+    subprocess.run([*install, "codetr_lab_clone[notebooks]"], check=True)
+    sys.path.insert(0, "codetr_lab_clone")
+
 # %%
+import textwrap
+
 import torch
 
 import codetr_lab as lab
@@ -199,9 +214,8 @@ lab.viz.assignment_figure(
 atss = assignments["atss"]
 positive = int(atss.positive.nonzero()[0])
 negative = int((atss.negative & atss.candidates.valid).nonzero()[0])
-print(atss.explain(positive))
-print()
-print(atss.explain(negative))
+for candidate in (positive, negative):
+    print(textwrap.fill(atss.explain(candidate), 90), end="\n\n")
 assert atss.gt_index[positive] >= 0 > atss.gt_index[negative]
 
 # %% [markdown]
@@ -305,7 +319,8 @@ else:
 # | if you ask | go to |
 # |---|---|
 # | how does ATSS decide? | `codetr_lab/assign/atss.py`: the whole rule, on one page |
-# | how do positives become queries? | `codetr_lab/models/queries.py`, Equation 4 of the paper |
+# | who decides what becomes positive, and how? | [02_one_to_one_or_many](02_one_to_one_or_many.ipynb) |
+# | how do positives become queries? | [03_inside_co_detr](03_inside_co_detr.ipynb), Equation 4 |
 # | where do all the losses come from? | `trace.losses`, and `codetr_lab/models/codetr.py` for the sum (Equation 6) |
-# | does it also help on my images? | `codetr train --help`: any folder in COCO format will do |
+# | does it work on my images, too? | [08_your_own_data](08_your_own_data.ipynb) |
 # | how sure is the comparison above? | `codetr experiment quick` |

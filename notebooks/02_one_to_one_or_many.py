@@ -21,6 +21,19 @@
 # You need the [quickstart](01_quickstart.ipynb). Every rule has the same form,
 # `rule(candidates, target, **parameters) -> Assignment`, and each is one short file in `codetr_lab/assign/`.
 
+# %% tags=["colab"] jupyter={"source_hidden": true}
+# For Google Colab alone; provided, but not tested here. Everywhere else this cell does nothing.
+import importlib.util
+import subprocess
+import sys
+
+if "google.colab" in sys.modules and importlib.util.find_spec("codetr_lab") is None:
+    repository = input("Address of the repository that this notebook is from: ")
+    subprocess.run(["git", "clone", "--depth", "1", repository, "codetr_lab_clone"], check=True)
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--editable"]
+    subprocess.run([*install, "codetr_lab_clone[notebooks]"], check=True)
+    sys.path.insert(0, "codetr_lab_clone")
+
 # %%
 import torch
 
@@ -169,21 +182,21 @@ for head in ("retinanet", "atss", "fcos", "paa"):
 # ## Why one positive starves the encoder
 #
 # Every positive pulls on the features of the place where it lies: "be recognisable as an object here". One positive per
-# object is what lets a DETR do without suppressing duplicates, but it is little to learn from. Let us count over many
-# images, without a network: how many of the image's cells (on the finest level) lie under *any* positive?
+# object is what lets a DETR do without suppressing duplicates, but it is little to learn from. Let us count over a
+# hundred images, without a network: in how many places does an object pull?
 
 # %%
-cells = {head: 0.0 for head in ("one per object", "max-IoU", "ATSS")}
+positives = {rule: 0 for rule in ("one per object", "max-IoU", "ATSS")}
 total = 0
 for index in range(100):
     objects_of = held_out.target(index, masks=False)
     total += len(objects_of["boxes"])
-    cells["one per object"] += len(objects_of["boxes"])
-    cells["max-IoU"] += int(lab.assign.max_iou(anchors, objects_of).positive.sum())
-    cells["ATSS"] += int(lab.assign.atss(anchors, objects_of).positive.sum())
-for rule, count in cells.items():
+    positives["one per object"] += len(objects_of["boxes"])
+    positives["max-IoU"] += int(lab.assign.max_iou(anchors, objects_of).positive.sum())
+    positives["ATSS"] += int(lab.assign.atss(anchors, objects_of).positive.sum())
+for rule, count in positives.items():
     print(f"{rule:>14}: {count / total:4.1f} positives per object")
-assert cells["ATSS"] > cells["max-IoU"] > cells["one per object"]
+assert positives["ATSS"] > positives["max-IoU"] > positives["one per object"]
 
 # %% [markdown]
 # Co-DETR's answer is to keep the one-to-one decoder, which is what is used at test time, and to let one-to-many heads
@@ -192,12 +205,14 @@ assert cells["ATSS"] > cells["max-IoU"] > cells["one per object"]
 #
 # ## With sliders
 #
-# `AssignmentExplorer` shows the rules of a model's heads with a slider for every parameter. Put `explorer` alone into a
-# new cell and run it; then drag `top_k` and watch ATSS, and click a candidate to read why it was taken.
+# `AssignmentExplorer` shows the rules of a model's heads with a slider for every parameter. Run the cell; then drag
+# `top k` and watch ATSS, and click a candidate to read why it was taken, or why not. (In the saved file it is a still
+# picture.)
 
 # %%
 explorer = lab.viz.AssignmentExplorer(model, image, target)
 assert set(explorer.assignments()) == {"original", "atss", "faster_rcnn"}
+explorer
 
 # %% [markdown]
 # ## Exercises
@@ -234,7 +249,7 @@ assert solution_2 == min(6 * len(names), len(queries))
 if answer_2 is None:
     print("Your turn: set answer_2 above.")
 else:
-    print("Right." if int(answer_2) == solution_2 else "Not yet: how many objects, how many repeats, how many queries?")
+    print("Right." if int(answer_2) == solution_2 else "Not yet: how many objects, repeats, queries?")
 
 # %% [markdown]
 # **3.** Move the first object far away from all others, to a corner of a larger image, and assign again with ATSS. Do

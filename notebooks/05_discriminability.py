@@ -20,6 +20,19 @@
 # You need the [quickstart](01_quickstart.ipynb); what a positive is, is the matter of
 # [notebook 2](02_one_to_one_or_many.ipynb).
 
+# %% tags=["colab"] jupyter={"source_hidden": true}
+# For Google Colab alone; provided, but not tested here. Everywhere else this cell does nothing.
+import importlib.util
+import subprocess
+import sys
+
+if "google.colab" in sys.modules and importlib.util.find_spec("codetr_lab") is None:
+    repository = input("Address of the repository that this notebook is from: ")
+    subprocess.run(["git", "clone", "--depth", "1", repository, "codetr_lab_clone"], check=True)
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--editable"]
+    subprocess.run([*install, "codetr_lab_clone[notebooks]"], check=True)
+    sys.path.insert(0, "codetr_lab_clone")
+
 # %%
 import torch
 import torch.nn.functional as F
@@ -62,7 +75,8 @@ size = (image.shape[0], image.shape[1])
 maps = {}
 for name, trace in traces.items():
     maps[name] = my_discriminability(trace.memory, size)
-    torch.testing.assert_close(maps[name], lab.analysis.discriminability(trace.memory, size), atol=1e-6, rtol=0)
+    theirs = lab.analysis.discriminability(trace.memory, size)
+    torch.testing.assert_close(maps[name], theirs, atol=1e-6, rtol=0)
     low, high = float(maps[name].min()), float(maps[name].max())
     print(f"{name}: D between {low:.3f} and {high:.3f}")
     assert 0 <= low < high <= 1
@@ -155,10 +169,10 @@ assert areas["Co-DETR"] > areas["baseline"] + 0.1
 #
 # ## By hand
 #
-# The explorer has a slider for S and both models beside each other. Put `explorer` alone into a new cell to see it.
+# The explorer has a slider for S and both models beside each other. (In the saved file it is a still picture.)
 
 # %%
-explorer = lab.viz.DiscriminabilityExplorer(models, image, target)
+lab.viz.DiscriminabilityExplorer(models, image, target)
 
 # %% [markdown]
 # ## Exercises
@@ -213,7 +227,7 @@ assert solution_3 == 0
 if answer_3 is None:
     print("Your turn: set answer_3 above.")
 else:
-    print("Right." if float(answer_3) == solution_3 else "Not yet: D > S and D < S, never both, here never one.")
+    print("Right." if float(answer_3) == solution_3 else "Not yet: can D > S or D < S hold anywhere?")
 
 # %% [markdown]
 # ## Where to go next

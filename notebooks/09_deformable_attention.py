@@ -20,6 +20,19 @@
 # You need to know what attention is (a weighted sum), and what a gradient is. A trained model appears in one place; the
 # [quickstart](01_quickstart.ipynb) introduces it.
 
+# %% tags=["colab"] jupyter={"source_hidden": true}
+# For Google Colab alone; provided, but not tested here. Everywhere else this cell does nothing.
+import importlib.util
+import subprocess
+import sys
+
+if "google.colab" in sys.modules and importlib.util.find_spec("codetr_lab") is None:
+    repository = input("Address of the repository that this notebook is from: ")
+    subprocess.run(["git", "clone", "--depth", "1", repository, "codetr_lab_clone"], check=True)
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--editable"]
+    subprocess.run([*install, "codetr_lab_clone[notebooks]"], check=True)
+    sys.path.insert(0, "codetr_lab_clone")
+
 # %%
 import torch
 from torch import Tensor

@@ -1,28 +1,41 @@
 """Write every notebooks/*.ipynb from the .py source beside it, executed: `make notebooks`, or with names of sources.
 
 The same source gives the same file, apart from what the cells print: cells are numbered instead of carrying random
-ids, and nothing about the machine or the time is kept.
+ids, and nothing about the machine or the time is kept. Figures are kept as pictures, which GitHub shows as well as
+JupyterLab does; run the cell, and the figure is live. (Drawing the pictures needs Chromium or Chrome.)
 """
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import jupytext
 import nbformat
+import plotly.graph_objects as go
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError
 from nbformat import NotebookNode
+from PIL import Image
+
+from codetr_lab.viz.export import ExportError, save_png
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 CELL_SECONDS = 180
 WIDGET = "application/vnd.jupyter.widget-view+json"
+FIGURE = "application/vnd.plotly.v1+json"
 LARGEST_OUTPUTS = 300_000
 """Bytes of all outputs of one notebook; pictures belong in small figures."""
+DRAWN = 2.0
+"""Pixels of a drawn picture per pixel of its figure."""
+KEPT = ((DRAWN, 80), (1.5, 80), (1.25, 80), (1.0, 80), (1.0, 60))
+"""Pixels of a kept picture per pixel of its figure, and JPEG quality: the first that keeps the outputs small enough."""
 
 
 def from_source(source: Path) -> NotebookNode:
@@ -70,6 +83,45 @@ def drop_widgets(notebook: NotebookNode) -> None:
             cell.outputs = [output for output in cell.outputs if WIDGET not in output.get("data", {})]
 
 
+def keep_pictures(notebook: NotebookNode) -> None:
+    """Put a picture in the place of every Plotly figure.
+
+    Raises:
+        ExportError: no browser to draw with.
+    """
+    drawn: list[tuple[NotebookNode, Image.Image]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for cell in notebook.cells:
+            for output in cell.get("outputs", []):
+                if FIGURE in output.get("data", {}):
+                    shown = output.data.pop(FIGURE)
+                    figure = go.Figure(data=shown["data"], layout=shown["layout"])
+                    path = save_png(figure, Path(folder) / "figure.png", scale=DRAWN)
+                    drawn.append((output, Image.open(path).convert("RGB")))
+    for scale, quality in KEPT:
+        for output, picture in drawn:
+            output.data, output.metadata = encoded(picture, scale, quality)
+        if output_bytes(notebook) < LARGEST_OUTPUTS:
+            return
+
+
+def encoded(picture: Image.Image, scale: float, quality: int) -> tuple[NotebookNode, NotebookNode]:
+    """Data and metadata of an output: the picture, drawn at scale `DRAWN`, as PNG or JPEG, whichever is smaller."""
+    width, height = (round(side / DRAWN) for side in picture.size)
+    small = picture.resize((round(width * scale), round(height * scale)), Image.Resampling.LANCZOS)
+    files = {}
+    for kind, image, options in (
+        ("image/png", small.quantize(256, dither=Image.Dither.NONE), {"optimize": True}),
+        ("image/jpeg", small, {"quality": quality, "optimize": True}),
+    ):
+        file = io.BytesIO()
+        image.save(file, kind.partition("/")[2], **options)
+        files[kind] = file.getvalue()
+    kind = min(files, key=lambda name: len(files[name]))
+    data = {kind: base64.b64encode(files[kind]).decode(), "text/plain": "a figure; run the cell to make it live"}
+    return NotebookNode(data), NotebookNode({kind: {"width": width, "height": height}})
+
+
 def output_bytes(notebook: NotebookNode) -> int:
     """Size of all outputs as JSON."""
     return sum(len(json.dumps(cell.outputs)) for cell in notebook.cells if cell.cell_type == "code")
@@ -83,7 +135,8 @@ def main(arguments: Sequence[str]) -> int:
         notebook = from_source(source)
         try:
             execute(notebook, source.parent)
-        except (CellExecutionError, CellTimeoutError) as error:
+            keep_pictures(notebook)
+        except (CellExecutionError, CellTimeoutError, ExportError) as error:
             print(f"{source.name}: {error}", file=sys.stderr)
             failed += 1
             continue

@@ -259,7 +259,8 @@ class Report:
         lines += [f"problem: {problem}" for problem in self.problems[:shown]]
         if len(self.problems) > shown:
             lines.append(f"... and {len(self.problems) - shown} more problems")
-        lines.append("usable as it is" if self.ok else f"{len(self.problems)} problems")
+        count = len(self.problems)
+        lines.append("usable as it is" if self.ok else f"{count} problem{'s' if count > 1 else ''}")
         return "\n".join(lines)
 
 

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import base64
 import importlib.util
+import io
+import json
 from pathlib import Path
 from types import ModuleType
 
 import nbformat
+import numpy as np
 import pytest
+from PIL import Image
+
+from codetr_lab import doctor
+from codetr_lab.viz.image import image_figure
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 SOURCES = sorted(NOTEBOOKS.glob("*.py"))
@@ -67,6 +75,22 @@ def test_outputs_are_small(source: Path, tool: ModuleType) -> None:
 
 
 @each
+def test_figures_are_pictures_that_github_shows(source: Path, tool: ModuleType) -> None:
+    bundles = [output.data for cell in read(source).cells for output in cell.get("outputs", []) if "data" in output]
+    assert not [bundle for bundle in bundles if tool.FIGURE in bundle]
+    assert any({"image/png", "image/jpeg"} & set(bundle) for bundle in bundles)
+
+
+@each
+def test_the_first_code_cell_is_for_colab(source: Path) -> None:
+    """The same in every notebook; it says that it is not tested."""
+    first = next(cell for cell in read(source).cells if cell.cell_type == "code")
+    assert "google.colab" in first.source and "not tested here" in first.source
+    assert first.source in (NOTEBOOKS / "01_quickstart.py").read_text()
+    assert not first.outputs
+
+
+@each
 def test_it_asks_one_question_and_ends_in_three_exercises(source: Path) -> None:
     cells = read(source).cells
     assert cells[0].source.startswith("# ") and "?" in cells[0].source
@@ -86,6 +110,26 @@ def test_writing_a_notebook(tool: ModuleType, tmp_path: Path, capsys: pytest.Cap
     assert tool.main([str(source)]) == 0
     assert source.with_suffix(".ipynb").read_bytes() == first
     assert "small.ipynb: 2 cells" in capsys.readouterr().out
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(not doctor.find_chromium(), reason=f"Chromium not found; {doctor.CHROMIUM_MEND}")
+def test_a_figure_is_kept_as_a_picture_that_fits(tool: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (128, 128, 3), dtype=np.uint8)
+    shown = json.loads(image_figure(noise, "noise").to_json())
+    cell = nbformat.v4.new_code_cell(outputs=[nbformat.v4.new_output("display_data", {tool.FIGURE: shown})])
+    notebook = nbformat.v4.new_notebook(cells=[cell])
+    small = tool.encoded(Image.new("RGB", (200, 100), "white"), 1.0, 80)[0]
+    assert set(small) == {"image/png", "text/plain"}  # flat colours: smaller than as JPEG
+    monkeypatch.setattr(tool, "LARGEST_OUTPUTS", 150_000)
+    tool.keep_pictures(notebook)
+    (kind,) = set(cell.outputs[0].data) - {"text/plain"}
+    picture = Image.open(io.BytesIO(base64.b64decode(cell.outputs[0].data[kind])))
+    size = cell.outputs[0].metadata[kind]
+    assert (size["width"], size["height"]) == (shown["layout"]["width"], shown["layout"]["height"])
+    assert tool.output_bytes(notebook) < tool.LARGEST_OUTPUTS
+    assert picture.width in [round(scale * size["width"]) for scale, _ in tool.KEPT]
+    assert np.asarray(picture.convert("RGB")).std() > 20  # noise was drawn, not an empty page
 
 
 @pytest.mark.notebook
