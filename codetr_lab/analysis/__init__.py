@@ -22,7 +22,14 @@ from codetr_lab.analysis.discriminability import (
 )
 from codetr_lab.analysis.instability import InstabilityRecorder, Look, instability, matches
 from codetr_lab.analysis.positives import PositivesCounter, positives_per_object
-from codetr_lab.analysis.queries import QueryDistances, QueryPoints, query_distances, query_positions, relative
+from codetr_lab.analysis.queries import (
+    QueryDistances,
+    QueryPoints,
+    query_distances,
+    query_positions,
+    relative,
+    relative_positions,
+)
 
 __all__ = [
     "AnalysisError",
@@ -53,5 +60,6 @@ __all__ = [
     "query_distances",
     "query_positions",
     "relative",
+    "relative_positions",
     "splat",
 ]

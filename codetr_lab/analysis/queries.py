@@ -84,6 +84,25 @@ def relative(centres: Tensor, boxes: Tensor) -> Tensor:
     return (centres - middle) / (boxes[..., 2:] - boxes[..., :2]).clamp(min=1e-6)
 
 
+def relative_positions(trace: Trace, layer: int = 0) -> dict[tuple[str, str], Tensor]:
+    """Where the queries of a trace lie in units of their own object, all images together.
+
+    Returns:
+        By (group, kind) as in `QueryPoints`, (P,2) as `relative` gives them; queries without an object are left out.
+
+    Raises:
+        AnalysisError: the trace has no targets, or no decoder.
+    """
+    found: dict[tuple[str, str], list[Tensor]] = {}
+    for image in range(len(trace.batch)):
+        for points in query_positions(trace, image, layer):
+            own = points.gt_index != NEGATIVE
+            if own.any() and trace.targets is not None:
+                boxes = trace.targets[image]["boxes"][points.gt_index[own]]
+                found.setdefault((points.group, points.kind), []).append(relative(points.centres[own], boxes))
+    return {sort: torch.cat(parts) for sort, parts in found.items()}
+
+
 def _pairs(trace: Trace, image: int, layer: int) -> Iterator[tuple[str, str, str, float, int]]:
     """(group, kind, other, sum of distances, number of pairs) of every customized sort of one image."""
     points = query_positions(trace, image, layer)

@@ -198,8 +198,8 @@ def maps(experiment: Experiment, records: Sequence[Record], cells: Sequence[Cell
 
 def positions(experiment: Experiment, records: Sequence[Record], cells: Sequence[Cell]) -> go.Figure:
     """Fig. 7a over many objects, each stretched to one square; and 7b, the mean distances."""
-    from codetr_lab.analysis import query_positions, relative
-    from codetr_lab.structures import NEGATIVE
+    from codetr_lab.analysis import relative_positions
+    from codetr_lab.viz.relation import positions_figure
 
     figure = _panels(
         ("where queries start, each object stretched to the square", "mean distance of positives"), experiment
@@ -207,24 +207,8 @@ def positions(experiment: Experiment, records: Sequence[Record], cells: Sequence
     _, models = _models(experiment, cells)
     if models:
         _, batch, targets = _first(cells, models[0], 16)
-        trace = models[0].trace(batch, targets)
-        found: dict[tuple[str, str], list[np.ndarray]] = {}
-        for image, target in enumerate(targets):
-            for points in query_positions(trace, image):
-                own = points.gt_index != NEGATIVE
-                if own.any():
-                    inside = relative(points.centres[own], target["boxes"][points.gt_index[own]])
-                    found.setdefault((points.group, points.kind), []).append(inside.numpy())
-        for (group, kind), parts in sorted(found.items(), key=lambda item: item[0][0] == "original"):
-            at = np.concatenate(parts)
-            head, original = colors.head_color(group), group == "original"
-            marker = {
-                "color": head, "size": 11 if original else 6, "opacity": 0.75,
-                "symbol": {"original positive": "x-thin", "ground-truth box": "cross"}.get(kind, "circle"),
-                "line": {"color": head, "width": 2 if original else 0},
-            }  # fmt: skip
-            title = f"{colors.head_title(group)}: {kind}"
-            figure.add_scatter(x=at[:, 0], y=at[:, 1], mode="markers", name=title, marker=marker, row=1, col=1)
+        for points in positions_figure(relative_positions(models[0].trace(batch, targets))).data:
+            figure.add_trace(points, row=1, col=1)
         figure.add_shape(
             type="rect", x0=-0.5, y0=-0.5, x1=0.5, y1=0.5, line={"color": "#009E73", "width": 2}, row=1, col=1
         )

@@ -17,10 +17,11 @@ from codetr_lab.viz.export import save_html, save_png
 from codetr_lab.viz.flow import flow_figure
 from codetr_lab.viz.image import image_figure, object_names, side_by_side
 from codetr_lab.viz.levels import levels_figure
-from codetr_lab.viz.queries import query_figure, sampling_figure
-from codetr_lab.viz.relation import bars_figure, distances_figure, relation_figure
+from codetr_lab.viz.live import TrainingWatch
+from codetr_lab.viz.queries import layers_figure, query_figure, refinement, sampling_figure
+from codetr_lab.viz.relation import bars_figure, distances_figure, positions_figure, relation_figure
 from codetr_lab.viz.score_map import iof_iob_figure, mask_figure, score_map_figure
-from codetr_lab.viz.training import losses_figure, metrics_figure
+from codetr_lab.viz.training import losses_figure, metrics_figure, runs_figure
 from codetr_lab.viz.verdicts import verdict_figure
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ __all__ = [
     "DiscriminabilityExplorer",
     "HeadComparison",
     "QueryExplorer",
+    "TrainingWatch",
     "assignment_figure",
     "bars_figure",
     "cells_figure",
@@ -47,14 +49,18 @@ __all__ = [
     "head_title",
     "image_figure",
     "iof_iob_figure",
+    "layers_figure",
     "levels_figure",
     "losses_figure",
     "mask_figure",
     "metrics_figure",
     "object_names",
+    "positions_figure",
     "positives_bar",
     "query_figure",
+    "refinement",
     "relation_figure",
+    "runs_figure",
     "sampling_figure",
     "save_html",
     "save_png",

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from codetr_lab import boxes as box_ops
 from codetr_lab.structures import EMPTY, GROUND_TRUTH, PADDING_NEGATIVE, QUERY_KINDS, QueryGroup, Size, Target
 from codetr_lab.viz import colors
-from codetr_lab.viz.image import Marks, add_boxes, add_ground_truth, fit_legend, image_figure
+from codetr_lab.viz.image import Marks, add_boxes, add_ground_truth, fit_legend, image_figure, side_by_side
 
 COLUMNS = ("query", "kind", "score", "object")
 """What every marker of `query_figure` carries as `customdata`; object is -1 where there is none."""
@@ -194,6 +194,27 @@ def sampling_figure(
             )
         )  # fmt: skip
     return fit_legend(figure)
+
+
+def layers_figure(
+    image: np.ndarray,
+    group: QueryGroup,
+    query: int,
+    size: Size,
+    padded: Size,
+    *,
+    index: int = 0,
+    strides: Sequence[int] = (),
+    target: Target | None = None,
+) -> go.Figure:
+    """Where one query looks in every decoder layer, from left to right; arguments as in `sampling_figure`."""
+    panels = {}
+    for layer in range(len(group.boxes_cxcywh)):
+        panel = sampling_figure(image, group, query, layer, size, padded, index=index, strides=strides, target=target)
+        for trace in panel.data:
+            trace.name = trace.name.partition(" · ")[0]  # one legend for all: the shares differ from layer to layer
+        panels[f"layer {layer + 1}"] = panel
+    return side_by_side(panels)
 
 
 def refinement(

@@ -81,3 +81,30 @@ def bars_figure(
         )
     )  # fmt: skip
     return styled(figure, "", y_title, title, 300)
+
+
+def positions_figure(points: Mapping[tuple[str, str], np.ndarray], title: str = "") -> go.Figure:
+    """Where queries lie in their objects, each object stretched to the same square (Fig. 7a over many objects).
+
+    Args:
+        points: `analysis.relative_positions`: by (group, kind), (P,2) in object sizes from the object's centre.
+        title: one line above.
+    """
+    figure = go.Figure()
+    for (group, kind), at in sorted(points.items(), key=lambda item: item[0][0] == "original"):  # originals on top
+        color, original = colors.head_color(group), group == "original"
+        marker = {
+            "color": color, "size": 11 if original else 6, "opacity": 0.75,
+            "symbol": {"original positive": "x-thin", "ground-truth box": "cross"}.get(kind, "circle"),
+            "line": {"color": color, "width": 2 if original else 0},
+        }  # fmt: skip
+        name = f"{colors.head_title(group)}: {kind} · {len(at)}"
+        x, y = np.asarray(at, dtype=np.float32).T.round(3)
+        figure.add_trace(go.Scatter(x=x, y=y, mode="markers", name=name, marker=marker))
+    square = {"color": colors.TEXT, "width": 2}
+    figure.add_shape(type="rect", x0=-0.5, y0=-0.5, x1=0.5, y1=0.5, line=square)
+    styled(figure, "widths from the object's centre", "heights from the object's centre", title, 560)
+    figure.update_xaxes(range=[-0.6, 0.6], constrain="domain")
+    figure.update_yaxes(range=[0.6, -0.6], scaleanchor="x", constrain="domain")
+    legend = {"orientation": "h", "x": 0, "y": -0.14, "yanchor": "top"}
+    return figure.update_layout(width=520, legend=legend, margin={"b": 120, "t": 40 if title else 8})

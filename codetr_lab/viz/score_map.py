@@ -14,9 +14,10 @@ from codetr_lab.viz import colors
 from codetr_lab.viz.charts import styled
 from codetr_lab.viz.image import add_ground_truth, fit_legend, image_figure
 
-_CELLS = 160
-"""Cells of the longer side to which a map is thinned out for the page; the numbers are of the whole map."""
-_CURVE_POINTS = 400
+_CELLS, _SMOOTH_CELLS = 160, 96
+"""Cells of the longer side to which a mask and a map are thinned out for the page; the numbers are of the whole map.
+A map is drawn smoothly between its cells."""
+_CURVE_POINTS = 200
 _BAR_SPACE = 52
 """Pixels below a map that its colour bar takes."""
 KEPT, LOST, LEAKED, REMOVED = range(4)
@@ -30,9 +31,9 @@ def decimals(low: float, high: float) -> int:
     return min(9, max(3, 2 - math.floor(math.log10(high - low)))) if high > low else 3
 
 
-def thinned(array: np.ndarray) -> np.ndarray:
-    """Every n-th row and column of (H,W), so that the longer side has at most 160 cells."""
-    step = -(-max(array.shape) // _CELLS)
+def thinned(array: np.ndarray, most: int = _CELLS) -> np.ndarray:
+    """Every n-th row and column of (H,W), so that the longer side has at most `most` cells."""
+    step = -(-max(array.shape) // most)
     return array[step // 2 :: step, step // 2 :: step]
 
 
@@ -69,7 +70,7 @@ def score_map_figure(
     values = np.asarray(score_map, dtype=np.float32)
     if valid is not None:
         values = np.where(valid, values, np.nan)
-    cells = thinned(values)
+    cells = thinned(values, _SMOOTH_CELLS)
     finite = values[np.isfinite(values)]
     low, high = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 1.0)
     ticks, digits = (low, (low + high) / 2, high), decimals(low, high)
@@ -82,6 +83,7 @@ def score_map_figure(
     figure.add_trace(
         go.Heatmap(
             z=cells, zmin=low, zmax=high, colorscale="Viridis", opacity=0.78, colorbar=bar, name=score,
+            zsmooth="best" if len(finite) == values.size else False,  # Plotly smooths no map with gaps
             hovertemplate=f"{score} %{{z:.{digits + 1}f}}<extra></extra>", **_grid(shape, cells.shape),
         )
     )  # fmt: skip

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import plotly.graph_objects as go
+from plotly.subplots import make_subplots
 
 from codetr_lab.viz import colors
-from codetr_lab.viz.charts import curves_figure
+from codetr_lab.viz.charts import curves_figure, styled
 
 Curves = dict[str, tuple[list[float], list[float]]]
 
@@ -74,3 +75,30 @@ def metrics_figure(records: Sequence[Mapping[str, Any]], metric: str = "AP", tit
         trace.mode = "lines+markers"
     figure.update_yaxes(rangemode="tozero")
     return figure
+
+
+def runs_figure(runs: Mapping[str, Sequence[Mapping[str, Any]]], metric: str = "AP", title: str = "") -> go.Figure:
+    """Several runs beside one another: the loss of the decoder's original queries, and an evaluation's number.
+
+    This loss has the same terms for every K, so that it can be compared; the sum of all losses cannot.
+
+    Args:
+        runs: by name, the records of each.
+        metric: of the main head.
+        title: one line above.
+    """
+    panels = ("loss of the decoder's original queries", f"{metric} on images that were not trained on")
+    figure = make_subplots(1, 2, subplot_titles=panels, horizontal_spacing=0.11)
+    palette = [color for name, color in colors.HEAD_COLORS.items() if name not in colors.EXTRA_GROUPS]
+    for number, (name, records) in enumerate(runs.items()):
+        losses = loss_curves(records).get("decoder original", ([], []))
+        evaluated = next(iter(metric_curves(records, metric).values()), ([], []))
+        for column, (x, y) in enumerate((losses, evaluated), 1):
+            figure.add_scatter(
+                x=x, y=y, mode="lines+markers", name=name, legendgroup=name, showlegend=column == 1,
+                line={"color": palette[number % len(palette)], "width": 2.5}, marker={"size": 5}, row=1, col=column,
+            )  # fmt: skip
+    styled(figure, "training step", "", title, 340)
+    figure.update_yaxes(rangemode="tozero", row=1, col=2)
+    legend = {"orientation": "h", "x": 0, "y": -0.22, "yanchor": "top"}
+    return figure.update_layout(width=880, legend=legend, margin={"t": 76 if title else 36, "b": 84})

@@ -7,7 +7,14 @@ import math
 import pytest
 import torch
 
-from codetr_lab.analysis import AnalysisError, QueryDistances, query_distances, query_positions, relative
+from codetr_lab.analysis import (
+    AnalysisError,
+    QueryDistances,
+    query_distances,
+    query_positions,
+    relative,
+    relative_positions,
+)
 from codetr_lab.models.presets import create_model
 from codetr_lab.structures import (
     EMPTY,
@@ -57,6 +64,16 @@ ATSS = group(
     [POSITIVE, POSITIVE, POSITIVE, PADDING_NEGATIVE, EMPTY],
 )
 RCNN = group("faster_rcnn", [(20, 20), (22, 20)], [0, 0], [GROUND_TRUTH, POSITIVE])
+
+
+def test_relative_positions_are_in_sizes_of_the_own_object():
+    found = relative_positions(trace(ORIGINAL, ATSS, RCNN))
+    assert found.keys() == {
+        ("original", "original positive"), ("atss", "positive"), ("faster_rcnn", "ground-truth box"),
+        ("faster_rcnn", "positive"),
+    }  # fmt: skip
+    torch.testing.assert_close(found["original", "original positive"], torch.tensor([[0, 0], [0.2, 0]]))
+    torch.testing.assert_close(found["atss", "positive"], torch.tensor([[0.5, 0], [0, 0.5], [0, 0]]))
 
 
 def test_distances_by_hand():

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
+import viz_case
 
 from codetr_lab.models.meta import part_sizes
 from codetr_lab.models.presets import create_model, preset
-from codetr_lab.viz import bars_figure, colors, flow_figure, losses_figure, metrics_figure, relation_figure
+from codetr_lab.viz import (
+    TrainingWatch,
+    bars_figure,
+    colors,
+    flow_figure,
+    losses_figure,
+    metrics_figure,
+    positions_figure,
+    relation_figure,
+    runs_figure,
+)
 from codetr_lab.viz.flow import count, model_parts
 from codetr_lab.viz.training import loss_curves
 
@@ -75,3 +89,42 @@ def test_relations_are_the_matrix() -> None:
     with pytest.raises(ValueError, match=r"shape \(2, 2\) for 1 heads"):
         relation_figure(matrix, ["atss"])
     assert list(bars_figure({"a": 1.5}, "distance").data[0].y) == [1.5]
+
+
+def test_positions_put_originals_on_top() -> None:
+    points = {("original", "original positive"): np.zeros((2, 2)), ("atss", "positive"): np.array([[0.25, -0.5]])}
+    first, second = positions_figure(points).data
+    assert (first.name, second.name) == ("ATSS: positive · 1", "DETR decoder: original positive · 2")
+    assert viz_case.array(first.x) == 0.25 and viz_case.array(first.y) == -0.5
+
+
+def test_runs_compare_the_loss_that_they_share() -> None:
+    figure = runs_figure({"first": RECORDS, "second": RECORDS[:1]})
+    losses, numbers, shorter, nothing = figure.data
+    assert (losses.name, list(losses.x), list(losses.y)) == ("first", [10, 20], [3.0, 1.5])
+    assert (list(numbers.x), list(numbers.y)) == ([10, 20], [0.1, 0.2])
+    assert (shorter.name, list(shorter.y), list(nothing.y)) == ("second", [3.0], [])
+    assert losses.line.color == numbers.line.color != shorter.line.color
+
+
+def test_a_watch_shows_what_the_run_wrote_so_far(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[dict] = []
+
+    class Output:
+        def update(self, content: dict, raw: bool) -> None:
+            shown.append(content)
+
+    def display(content: dict, raw: bool, display_id: bool) -> Output:
+        shown.append(content)
+        return Output()
+
+    monkeypatch.setattr("IPython.display.display", display)
+    watch = TrainingWatch(every=10)
+    observe = watch.run("K = 0", tmp_path)
+    for step in range(21):
+        if step and step % 10 == 0:
+            written = "".join(json.dumps(record) + "\n" for record in RECORDS if record["step"] <= step)
+            (tmp_path / "metrics.jsonl").write_text(written)
+        observe(None, step)  # type: ignore[arg-type]
+    drawn = [content["application/vnd.plotly.v1+json"]["data"][0] for content in shown]
+    assert [list(curve.get("x") or ()) for curve in drawn] == [[], [10], [10, 20]]

@@ -8,7 +8,7 @@ import torch
 import viz_case
 
 from codetr_lab.structures import EMPTY, GROUND_TRUTH, NEGATIVE, PADDING_NEGATIVE, PLAIN, POSITIVE, QueryGroup
-from codetr_lab.viz import query_figure, sampling_figure
+from codetr_lab.viz import layers_figure, query_figure, sampling_figure
 from codetr_lab.viz.queries import pixel_boxes, query_objects, refinement
 
 SIZE = (40, 60)
@@ -107,3 +107,11 @@ def test_centres_alone_become_empty_boxes() -> None:
     np.testing.assert_allclose(pixel_boxes(np.array([[0.5, 0.25]]), SIZE), [[30, 10, 30, 10]])
     bare = QueryGroup("original", *(torch.zeros(1, 1, 3, 4),) * 3, torch.zeros(1, 3, dtype=torch.long))
     assert query_objects(bare, 0).tolist() == [-1, -1, -1]
+
+
+def test_all_layers_share_one_legend_without_shares(groups: dict[str, QueryGroup]) -> None:
+    figure = layers_figure(viz_case.picture(), groups["original"], 1, SIZE, SIZE, strides=(8, 16, 32))
+    assert [note.text for note in figure.layout.annotations] == ["<b>layer 1</b>", "<b>layer 2</b>"]
+    named = [trace.name for trace in figure.data if trace.showlegend]
+    assert named == ["reference box", "refined box", "stride 8", "stride 16", "stride 32"]
+    assert {trace.xaxis for trace in figure.data} == {"x", "x2"}
