@@ -207,7 +207,8 @@ def positions(experiment: Experiment, records: Sequence[Record], cells: Sequence
     _, models = _models(experiment, cells)
     if models:
         _, batch, targets = _first(cells, models[0], 16)
-        for points in positions_figure(relative_positions(models[0].trace(batch, targets))).data:
+        found = relative_positions(models[0].trace(batch, targets))
+        for points in positions_figure({sort: at.numpy() for sort, at in found.items()}).data:
             figure.add_trace(points, row=1, col=1)
         figure.add_shape(
             type="rect", x0=-0.5, y0=-0.5, x1=0.5, y1=0.5, line={"color": "#009E73", "width": 2}, row=1, col=1
