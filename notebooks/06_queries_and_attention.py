@@ -20,6 +20,19 @@
 # You need the [quickstart](01_quickstart.ipynb). How a positive becomes a query is Equation 4, in
 # [notebook 3](03_inside_co_detr.ipynb).
 
+# %% tags=["colab"] jupyter={"source_hidden": true}
+# For Google Colab alone; provided, but not tested here. Everywhere else this cell does nothing.
+import importlib.util
+import subprocess
+import sys
+
+if "google.colab" in sys.modules and importlib.util.find_spec("codetr_lab") is None:
+    repository = input("Address of the repository that this notebook is from: ")
+    subprocess.run(["git", "clone", "--depth", "1", repository, "codetr_lab_clone"], check=True)
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--editable"]
+    subprocess.run([*install, "codetr_lab_clone[notebooks]"], check=True)
+    sys.path.insert(0, "codetr_lab_clone")
+
 # %%
 import torch
 
