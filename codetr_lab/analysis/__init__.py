@@ -20,6 +20,7 @@ from codetr_lab.analysis.discriminability import (
     near_both_ends,
     near_one,
 )
+from codetr_lab.analysis.disputes import disputed, head_claims
 from codetr_lab.analysis.instability import InstabilityRecorder, Look, instability, matches
 from codetr_lab.analysis.positives import PositivesCounter, positives_per_object
 from codetr_lab.analysis.queries import (
@@ -45,10 +46,12 @@ __all__ = [
     "class_activation_maps",
     "cross_attention",
     "discriminability",
+    "disputed",
     "foreground",
     "foreground_from_boxes",
     "foreground_from_masks",
     "grad_cam",
+    "head_claims",
     "head_distance",
     "instability",
     "iof_iob_curve",
