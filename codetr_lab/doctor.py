@@ -77,8 +77,11 @@ def find_chromium() -> Path | None:
 
 def find_mongod() -> str | None:
     """The database FiftyOne will use: the address of a running server, its own mongod, one on the path, or None."""
-    if address := os.environ.get("FIFTYONE_DATABASE_URI"):
-        return address
+    return os.environ.get("FIFTYONE_DATABASE_URI") or own_mongod()
+
+
+def own_mongod() -> str | None:
+    """The program that FiftyOne would start: its own, or one on the path."""
     spec = importlib.util.find_spec("fiftyone")
     for folder in (spec.submodule_search_locations or []) if spec else []:
         for name in ("mongod", "mongod.exe"):

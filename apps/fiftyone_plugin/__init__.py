@@ -30,7 +30,10 @@ class _FigurePanel(foo.Panel):
     def on_load(self, ctx: Any) -> None:
         figure = self.figure(ctx.view) if summary.models_of(ctx.view) and len(ctx.view) else None
         content = None if figure is None else figure.to_plotly_json()
-        ctx.panel.set_state("layout", None if content is None else content["layout"])
+        layout = (
+            None if content is None else content["layout"] | {"height": 340, "showlegend": len(content["data"]) > 1}
+        )
+        ctx.panel.set_state("layout", layout)
         ctx.panel.set_data("plot", [] if content is None else list(content["data"]))
 
     on_change_view = on_load
@@ -43,8 +46,8 @@ class _FigurePanel(foo.Panel):
         if layout is None:
             panel.md(self.nothing, name="nothing")
         else:
-            panel.plot("plot", layout=layout, config={"displaylogo": False}, height=90)
-        return types.Property(panel, view=types.GridView(height=100, width=100, orientation="vertical"))
+            panel.plot("plot", layout=layout, config={"displaylogo": False, "responsive": True})
+        return types.Property(panel)
 
 
 class IofIobCurves(_FigurePanel):
@@ -103,7 +106,7 @@ class TraceSample(_Form):
         if chosen is None:
             return {"link": "Select one sample first."}
         link = actions.workbench_link(ctx.dataset, chosen, ctx.params.get("address") or actions.WORKBENCH)
-        ctx.ops.open_url(link) if hasattr(ctx.ops, "open_url") else None
+        ctx.trigger("@codetr_lab/label_assignment/open_url", {"url": link})
         return {"link": link}
 
     def resolve_output(self, ctx: Any) -> types.Property:

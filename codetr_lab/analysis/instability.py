@@ -112,7 +112,7 @@ class InstabilityRecorder:
         self.looks: list[Look] = []
         self.keyed_by: Literal["query", "token"] | None = None
         if self.path is not None and self.path.exists():
-            self.looks = [Look.from_json(line) for line in self.path.read_text().splitlines() if line.endswith("}")]
+            self.looks = read_looks(self.path)
 
     def __call__(self, model: CoDETR, step: int) -> None:
         """Look, if it is time to and this step was not looked at before. Looks at later steps are dropped."""
@@ -144,3 +144,15 @@ def curve(looks: Sequence[Look]) -> tuple[list[int], list[float]]:
     """The steps of all looks but the first, and the instability since the look before."""
     pairs = list(itertools.pairwise(looks))
     return [now.step for _, now in pairs], [instability(was.matches, now.matches) for was, now in pairs]
+
+
+def per_image(looks: Sequence[Look]) -> list[float]:
+    """Every probe image's own instability: the mean over successive looks; empty with fewer than two."""
+    pairs = list(itertools.pairwise(look.matches for look in looks))
+    images = range(len(looks[-1].matches)) if pairs else range(0)
+    return [sum(instability([was[i]], [now[i]]) for was, now in pairs) / len(pairs) for i in images]
+
+
+def read_looks(path: str | Path) -> list[Look]:
+    """What an `InstabilityRecorder` has kept in its file; a line that is not whole is left out."""
+    return [Look.from_json(line) for line in Path(path).read_text().splitlines() if line.endswith("}")]

@@ -58,7 +58,11 @@ class FiftyOne:
                 return self._write_page(models, data, Path("runs") / "fiftyone" / title / "page")
             from codetr_lab.integrations.fiftyone import build_dataset
 
-            built = build_dataset(models, data, title, media=self.media, limit=self.limit, min_score=self.min_score)
+            looks = {model: Path(name) / "looks.jsonl" for model, name in zip(models, names, strict=True)}
+            built = build_dataset(
+                models, data, title, media=self.media, limit=self.limit, min_score=self.min_score,
+                looks={model: path for model, path in looks.items() if path.is_file()},
+            )  # fmt: skip
             print(f"{title}: {len(built)} images; saved views: {', '.join(built.list_saved_views())}")
             if self.open:
                 launch(built, self.port)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mongo_server import Server
 
 import codetr_lab
 from codetr_lab.data.shapes import Shapes
@@ -26,10 +27,11 @@ def shapes() -> Shapes:
 
 @pytest.fixture(scope="session")
 def fiftyone(mongod: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """FiftyOne on a database in a temporary folder; its own mongod ends with the process."""
+    """FiftyOne on a database of its own in a temporary folder."""
     folder = tmp_path_factory.mktemp("fiftyone")
+    server = Server(folder)
     settings = {
-        "FIFTYONE_DATABASE_DIR": folder / "db", "FIFTYONE_DEFAULT_DATASET_DIR": folder / "data",
+        "FIFTYONE_DATABASE_URI": server.address, "FIFTYONE_DEFAULT_DATASET_DIR": folder / "data",
         "FIFTYONE_PLUGINS_DIR": folder / "plugins", "FIFTYONE_MODEL_ZOO_DIR": folder / "zoo",
         "FIFTYONE_DO_NOT_TRACK": "true", "FIFTYONE_DATABASE_VALIDATION": "false",
     }  # fmt: skip
@@ -42,3 +44,4 @@ def fiftyone(mongod: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     yield fiftyone
     for name, value in before.items():
         os.environ.pop(name) if value is None else os.environ.update({name: value})
+    server.kill()

@@ -17,6 +17,7 @@ from PIL import Image
 
 import codetr_lab
 from codetr_lab import doctor
+from codetr_lab.analysis import Look
 from codetr_lab.commands.common import open_data
 from codetr_lab.data.coco import CocoFolder
 from codetr_lab.data.dataset import DataError, export
@@ -156,6 +157,22 @@ def test_a_zoo_source_applies_models(built: Any, fiftyone: Any) -> None:
     built.delete_sample_field("zoo")
 
 
+def test_recorded_instability_is_a_number_to_sort_by(
+    built: Any, models: dict[str, CoDETR], shapes: Shapes, media: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    looks = [Look(step, [{}, {step: 0}]) for step in range(3)]  # image 1's object changes its query twice
+    file = media / "looks.jsonl"
+    file.write_text("".join(look.to_json() + "\n" for look in looks))
+    keep = {"limit": len(shapes) - 1, "media": media, "progress": False}
+    build_dataset(models, shapes, "lab", looks={"lab_co_k1": file}, **keep)
+    assert dict(zip(*built.values(["image_id", "instability"]), strict=True)) == {0: 0, 1: 2, 2: None}
+    assert built.load_saved_view("Most unstable").values("image_id") == [1, 0]
+    file.write_text("".join(Look(step, [{3: 99}]).to_json() + "\n" for step in range(2)))
+    build_dataset(models, shapes, "lab", looks={"lab_baseline": file}, **keep)
+    assert "its probe images are not the first of shapes" in caplog.text
+    assert "lab_baseline_instability" not in built.get_field_schema()
+
+
 def test_round_trip_through_coco(built: Any) -> None:
     out = to_coco_results(built, "atss")
     from_coco_results(built, out, "returned")
@@ -234,7 +251,8 @@ def test_no_samples_and_strange_labels(fiftyone: Any, tmp_path: Path) -> None:
 
 
 def test_what_is_said_about_the_database(fiftyone: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "its own mongod" in describe_database()
+    monkeypatch.delenv("FIFTYONE_DATABASE_URI")
+    assert "FiftyOne's own mongod" in describe_database()
     monkeypatch.setenv("FIFTYONE_DATABASE_URI", "mongodb://me:secret@127.0.0.1:1")
     words = describe_database()
     assert "the running server at mongodb://127.0.0.1:1" in words and "secret" not in words

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import codetr_lab
+from codetr_lab.integrations.fiftyone.look import WORKSPACE
 
 if TYPE_CHECKING:
     import fiftyone as fo
@@ -21,7 +22,7 @@ def install_plugin(folder: Path | None = None) -> Path | None:
 
     if not PLUGIN.is_dir():
         return None
-    target = (folder or Path(fo.config.plugins_dir)) / "codetr_lab"
+    target = (folder or Path(fo.config.plugins_dir)) / "@codetr_lab" / "label_assignment"
     shutil.copytree(PLUGIN, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
     return target
 
@@ -32,6 +33,7 @@ def launch(dataset: fo.Dataset, port: int) -> None:
 
     os.environ.setdefault("FIFTYONE_DO_NOT_TRACK", "true")
     install_plugin()
-    session = fo.launch_app(dataset, remote=True, address="127.0.0.1", port=port)
+    spaces = dataset.load_workspace(WORKSPACE) if WORKSPACE in dataset.list_workspaces() else None
+    session = fo.launch_app(dataset, spaces=spaces, remote=True, address="127.0.0.1", port=port)
     print(f"FiftyOne is at http://127.0.0.1:{port}/datasets/{dataset.name}   (Ctrl-C stops it)")
     session.wait(-1)

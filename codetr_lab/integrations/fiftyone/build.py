@@ -12,6 +12,7 @@ from filelock import FileLock, Timeout
 from PIL import Image
 from tqdm.auto import tqdm
 
+from codetr_lab.analysis.instability import per_image, read_looks
 from codetr_lab.images import ImageError
 from codetr_lab.integrations.fiftyone.database import answering, open_fiftyone
 from codetr_lab.integrations.fiftyone.judge import judge
@@ -39,6 +40,7 @@ def build_dataset(
     media: str | Path | None = None,
     limit: int | None = None,
     min_score: float = 0.2,
+    looks: Mapping[str, Path] | None = None,
     progress: bool = True,
 ) -> fo.Dataset:
     """A persistent dataset with ground truth, every head's detections and queries, maps and numbers per image.
@@ -54,6 +56,7 @@ def build_dataset(
         media: folder for maps and for images that are not files yet; `runs/fiftyone/<name>` if left out.
         limit: the first images only.
         min_score: detections with a lower score are left out.
+        looks: by model, the file in which an `InstabilityRecorder` kept its looks at the first images of `data`.
 
     Raises:
         IntegrationError: no FiftyOne or database, a foreign dataset of that name, other classes, another build at
@@ -70,12 +73,12 @@ def build_dataset(
     with lock:
         open_fiftyone()
         with answering(f"the database stopped answering while {name} was built; run the same command to go on"):
-            return _build(models, data, name, folder, limit, min_score, progress)
+            return _build(models, data, name, folder, limit, min_score, looks or {}, progress)
 
 
 def _build(
     models: Mapping[str, CoDETR], data: DetectionDataset, name: str, folder: Path, limit: int | None,
-    min_score: float, progress: bool,
+    min_score: float, looks: Mapping[str, Path], progress: bool,
 ) -> fo.Dataset:  # fmt: skip
     dataset = _open(name, data, list(models))
     count = len(data) if limit is None else min(limit, len(data))
@@ -83,25 +86,61 @@ def _build(
     current = fingerprint(models, min_score)
     ids = {index: int(data.target(index, masks=False)["image_id"]) for index in range(count)}
     waiting = [index for index in range(count) if present.get(ids[index]) != current]
+    if waiting:
+        _note(dataset, complete=False)
     paths = image_files(data, folder / "images", count)
-    made = _readable(models, data, paths, waiting, min_score, progress, name)
+    _write(dataset, _readable(models, data, paths, waiting, min_score, progress, name), folder / "maps")
+    for model, file in looks.items():
+        _write_instability(dataset, f"{field_prefixes(list(models))[model]}instability", file, data)
+    complete = dataset.info["codetr_lab"].get("complete")
+    if not complete:
+        judge(dataset, list(models), progress=progress)
+        dataset.add_dynamic_sample_fields()  # once for all: each addition rewrites the whole schema
+    if not complete or looks:
+        dress(dataset, list(models), data.classes)
+        _note(dataset, complete=True, min_score=min_score)
+    return dataset
+
+
+def _note(dataset: fo.Dataset, **facts: Any) -> None:
+    """Keep what a later build must know."""
+    dataset.info["codetr_lab"] = {**dataset.info["codetr_lab"], **facts}
+    dataset.save()
+
+
+def _write(dataset: fo.Dataset, made: Iterator[ImageRecord], maps: Path) -> None:
+    """Samples in chunks. None outlives this function: FiftyOne would reload each at every later change."""
     while chunk := list(islice(made, CHUNK)):
         known = {s.image_id: s for s in dataset.match({"image_id": {"$in": [r.image_id for r in chunk]}})}
         fresh = []
         for record in chunk:
             sample = known.get(record.image_id)
-            filled = _fill(sample if sample is not None else _sample(record), record, folder / "maps")
+            filled = _fill(sample if sample is not None else _sample(record), record, maps)
             if sample is None:
                 fresh.append(filled)
             else:
                 filled.save()
-        dataset.add_samples(fresh, dynamic=True, progress=False)
-    if waiting or not dataset.info["codetr_lab"].get("complete"):
-        judge(dataset, list(models), progress=progress)
-        dress(dataset, list(models), data.classes)
-        dataset.info["codetr_lab"] |= {"complete": True, "min_score": min_score}
-        dataset.save()
-    return dataset
+        dataset.add_samples(fresh, progress=False)
+
+
+def _write_instability(dataset: fo.Dataset, field: str, file: Path, data: DetectionDataset) -> None:
+    """What a run recorded of its probe images, unless they are other images than this data set's first ones."""
+    import fiftyone as fo
+
+    recorded = read_looks(file)
+    values = per_image(recorded)
+    targets = [data.target(index, masks=False) for index in range(min(len(values), len(data)))]
+    objects = [set(range(len(target["boxes"]))) for target in targets]
+    if len(targets) < len(values) or any(
+        not {*found.values()} <= own for look in recorded for found, own in zip(look.matches, objects, strict=False)
+    ):
+        logger.warning("%s: its probe images are not the first of %s; instability is left out", file, data.name)
+        return
+    dataset.add_sample_field(field, fo.FloatField)
+    present = set(dataset.values("image_id"))
+    by_image = {int(target["image_id"]): value for target, value in zip(targets, values, strict=True)}
+    kept = {image: value for image, value in by_image.items() if image in present}
+    dataset.set_values(field, kept, key_field="image_id", progress=False)
 
 
 def _open(name: str, data: DetectionDataset, models: list[str]) -> fo.Dataset:
@@ -128,8 +167,8 @@ def _open(name: str, data: DetectionDataset, models: list[str]) -> fo.Dataset:
         prefix = field_prefixes(ours["models"])[gone]
         if prefix:
             dataset.delete_sample_fields([field for field in dataset.get_field_schema() if field.startswith(prefix)])
-    dataset.info["codetr_lab"] = {"data": data.name, "models": models}
-    dataset.save()
+    if ours["models"] != models:
+        _note(dataset, models=models, complete=False)
     return dataset
 
 

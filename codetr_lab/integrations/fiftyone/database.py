@@ -26,7 +26,7 @@ def describe_database() -> str:
         raise IntegrationError(f"FiftyOne has no database here; {doctor.MONGOD_MEND}")
     if os.environ.get("FIFTYONE_DATABASE_URI"):
         return f"database: the running server at {_without_password(address)} (FIFTYONE_DATABASE_URI)"
-    return f"database: FiftyOne starts its own mongod ({address}) and stops it when the last user leaves"
+    return f"database: FiftyOne's own mongod ({address}), started or joined, stopped when its last user leaves"
 
 
 def _without_password(address: str) -> str:

@@ -51,7 +51,7 @@ def judge(dataset: fo.Dataset, models: list[str], progress: bool = True) -> None
     ):
         results = dataset.evaluate_detections(
             field, gt_field=TRUTH, eval_key=f"eval_{field}", method="coco", iou=IOU, iscrowd="crowd",
-            compute_mAP=True, progress=False,
+            compute_mAP=True, dynamic=False, progress=False,
         )  # fmt: skip
         scores[field] = float(results.mAP())
     dataset.info["AP"] = scores

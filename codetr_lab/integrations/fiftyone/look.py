@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from codetr_lab.integrations.fiftyone.judge import SHOWN, TRUTH, detection_fields
@@ -14,7 +14,12 @@ if TYPE_CHECKING:
 
 MARK = "codetr_lab: "
 """How the descriptions of our own saved views begin; a person's view of the same name is left alone."""
+TRUTH_COLOR = "#A0A4AB"
+"""Not the workbench's white: FiftyOne writes labels in white on it."""
 WORKSPACE = "Label assignment"
+PANELS = ("iof_iob_curves", "positives_per_object", "head_agreement")
+"""The plugin's panels, by name."""
+HISTOGRAMS = ("iof_iob_area", "positives_per_object_atss")
 
 
 def dress(dataset: fo.Dataset, models: list[str], classes: Sequence[str]) -> None:
@@ -27,11 +32,16 @@ def dress(dataset: fo.Dataset, models: list[str], classes: Sequence[str]) -> Non
     dataset.app_config.sidebar_groups = _groups(dataset, models)
     dataset.save()
     for name, (words, view) in saved_views(dataset, models).items():
-        old = dataset.get_saved_view_info(name)["description"] if name in dataset.list_saved_views() else MARK
-        if (old or "").startswith(MARK):
+        if _ours(dataset.get_saved_view_info, name, dataset.list_saved_views()):
             dataset.save_view(name, view, description=MARK + words, overwrite=True)
-    if WORKSPACE not in dataset.list_workspaces():
-        dataset.save_workspace(WORKSPACE, _workspace(dataset), description=f"{MARK}samples beside histograms")
+    if _ours(dataset.get_workspace_info, WORKSPACE, dataset.list_workspaces()):
+        words = f"{MARK}samples beside curves, positives, agreement and a histogram"
+        dataset.save_workspace(WORKSPACE, _workspace(dataset), description=words, overwrite=True)
+
+
+def _ours(info: Callable[[str], dict[str, Any]], name: str, present: Sequence[str]) -> bool:
+    """Whether nobody else has saved something under that name."""
+    return name not in present or (info(name)["description"] or "").startswith(MARK)
 
 
 def head_of(field: str) -> str:
@@ -43,7 +53,7 @@ def head_of(field: str) -> str:
 
 
 def _colors(dataset: fo.Dataset, models: list[str], classes: Sequence[str]) -> fo.ColorScheme:
-    """Every head in its colour, whatever the class; the ground truth light, as in the workbench."""
+    """Every head in its colour, whatever the class; the ground truth grey."""
     import fiftyone as fo
 
     fields: list[dict[str, Any]] = []
@@ -51,7 +61,7 @@ def _colors(dataset: fo.Dataset, models: list[str], classes: Sequence[str]) -> f
     for name, kind in dataset.get_field_schema().items():
         document = getattr(kind, "document_type", None)
         if document in (fo.Detections, fo.Keypoints):
-            color = "#F5F5F5" if name == TRUTH else colors.head_color(head_of(name))
+            color = TRUTH_COLOR if name == TRUTH else colors.head_color(head_of(name))
             values = [{"value": word, "color": color} for word in classes]
             fields.append({"path": name, "fieldColor": color, "colorByAttribute": "label", "valueColors": values})
         elif document is fo.Heatmap:
@@ -85,8 +95,8 @@ def _groups(dataset: fo.Dataset, models: list[str]) -> list[Any]:
     groups["comparison"] = [n for n in ("gains", "losses", "heads_disagree", "lone_false_positives") if n in names]
     groups["right, false, missed"] = [n for n in names if n.startswith("eval_")]
     placed = {name for group in groups.values() for name in group}
-    groups["other"] = ["id", "filepath", "metadata", *(n for n in names if n not in placed)]
-    closed = ("other", "right, false, missed")
+    groups["metadata"] = ["id", "filepath", "metadata", *(n for n in names if n not in placed)]
+    closed = ("metadata", "right, false, missed")
     return [SidebarGroupDocument(name=n, paths=p, expanded=n not in closed) for n, p in groups.items() if p]
 
 
@@ -117,15 +127,22 @@ def saved_views(dataset: fo.Dataset, models: list[str]) -> dict[str, tuple[str, 
 
 
 def _workspace(dataset: fo.Dataset) -> fo.Space:
+    """Samples on the left; on the right the plugin's panels above histograms of what is worth filtering by."""
     import fiftyone as fo
 
     schema = dataset.get_field_schema()
-    shown = [n for n in ("iof_iob_area", "positives_per_object_atss", "heads_disagree", "gains") if n in schema]
-    plots = [fo.Panel(type="Histograms", state={"plot": name}) for name in shown[:2]]
+
+    def tabs(panels: list[Any]) -> Any:
+        return fo.Space(children=panels, active_child=panels[0].component_id)
+
+    right = [tabs([fo.Panel(type=name) for name in PANELS])]
+    if plots := [fo.Panel(type="Histograms", state={"path": name}) for name in HISTOGRAMS if name in schema]:
+        right.append(tabs(plots))
     return fo.Space(
         children=[
-            fo.Space(children=[fo.Panel(type="Samples", pinned=True)]),
-            fo.Space(children=[fo.Space(children=[plot]) for plot in plots], orientation="vertical"),
+            tabs([fo.Panel(type="Samples", pinned=True)]),
+            fo.Space(children=right, orientation="vertical", sizes=[0.55, 0.45][: len(right)]),
         ],
         orientation="horizontal",
-    )  # fmt: skip
+        sizes=[0.5, 0.5],
+    )
