@@ -95,25 +95,19 @@ table.counts tr.chosen { background: color-mix(in srgb, var(--body-text-color) 1
 """
 
 
-def intro(text: str, equation: str, *notebook: str) -> str:
-    """The two sentences at the top of a tab, its equation, and the notebook that goes on from there.
+def intro(text: str, equation: str, *course: str) -> str:
+    """The two sentences at the top of a tab, its equation, and the notebooks that go on from there.
 
     Args:
         equation: HTML.
-        notebook: words of which the notebook's name holds one, best first; the first notebook if none does.
+        course: names of notebooks; those that are not there get no link.
     """
-    link = notebook_link(notebook)
+    there = [name for name in course if f"{name}.ipynb" in notebooks()]
+    links = "".join(f' · <a href="notebooks/{name}.ipynb" download>Notebook {name}</a>' for name in there)
     return (
         f'<p class="intro">{escape(text)}</p><details class="equation"><summary>Equation and notebook</summary>'
-        f'<p>{equation} <a href="{PAPER}" target="_blank" rel="noreferrer">The paper</a>{link}</p></details>'
+        f'<p>{equation} <a href="{PAPER}" target="_blank" rel="noreferrer">The paper</a>{links}</p></details>'
     )
-
-
-def notebook_link(words: Sequence[str]) -> str:
-    """A link to the notebook whose name holds one of `words`; nothing where there are no notebooks."""
-    names = notebooks()
-    chosen = next((name for word in words for name in names if word in name), names[0] if names else None)
-    return f' · <a href="notebooks/{chosen}" download>Notebook {chosen}</a>' if chosen else ""
 
 
 def notebooks() -> list[str]:
