@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class TrainingWatch:
-    """Losses and AP of several runs in one figure, which is drawn anew as they train, one after the other.
+    """Losses and AP of several runs in one figure, which is drawn anew as they train, cell after cell.
 
     In a notebook: `train(..., out=folder, observers=[watch.run("K = 0", folder)])`. The figure is an ordinary output
     that replaces itself. A widget would have to ask the kernel for its content, and the kernel is busy training; and
@@ -32,8 +32,8 @@ class TrainingWatch:
         self._shown: Any = None
 
     def run(self, name: str, folder: str | Path) -> Callable[[CoDETR, int], None]:
-        """The observer that shows one more run, whose folder is the `out` of `train`."""
-        self.folders[name] = Path(folder)
+        """The observer that shows one more run, whose folder is the `out` of `train`, in a figure of this cell."""
+        self.folders[name], self._shown = Path(folder), None
 
         def observe(_: CoDETR, step: int) -> None:
             if step % self.every == 0:
@@ -48,7 +48,7 @@ class TrainingWatch:
         return runs_figure({name: read_metrics(folder) for name, folder in self.folders.items()}, title=self.title)
 
     def show(self) -> None:
-        """Display the figure where the first call was made, in place of the one before."""
+        """Display the figure, in place of the one that this run showed before."""
         from IPython.display import display
 
         content = {"application/vnd.plotly.v1+json": self.figure().to_plotly_json(), "text/plain": "a figure"}
