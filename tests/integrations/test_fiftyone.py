@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import http.server
 import logging
+import shutil
 import subprocess
 import sys
 import textwrap
+import threading
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -137,13 +142,22 @@ def test_operators(built: Any) -> None:
         actions.reassign(view, "nms", "again")
 
 
-def test_a_zoo_source_applies_models(built: Any, fiftyone: Any) -> None:
-    import shutil
+@pytest.fixture
+def zoo(repository: Path, tmp_path: Path) -> Iterator[str]:
+    """The zoo source as an archive behind an address, as a stranger would register it."""
+    shutil.make_archive(str(tmp_path / "zoo"), "zip", repository / "apps", "fiftyone_zoo")
+    handler = partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/zoo.zip"
+        server.shutdown()
 
+
+def test_a_zoo_source_applies_models(built: Any, zoo: str) -> None:
+    import fiftyone.brain as fob
     import fiftyone.zoo as foz
 
-    source = Path(__file__).parents[2] / "apps" / "fiftyone_zoo"
-    shutil.copytree(source, Path(fiftyone.config.model_zoo_dir) / "codetr_lab_zoo", dirs_exist_ok=True)
+    foz.register_zoo_model_source(zoo)
     assert "codetr_lab/lab_co_k1" in foz.list_zoo_models()
     model = foz.load_zoo_model("codetr_lab/lab_co_k1", head="atss")
     view = built.limit(2)
@@ -152,8 +166,12 @@ def test_a_zoo_source_applies_models(built: Any, fiftyone: Any) -> None:
         scores = [item.confidence for item in sample["zoo"].detections]
         own = [item.confidence for item in sample["atss"].detections]
         assert scores[: len(own)] == pytest.approx(own, abs=1e-4)
-    vectors = view.compute_embeddings(model, batch_size=2, progress=False)
-    assert np.asarray(vectors).shape == (2, 64) and np.isfinite(vectors).all()
+    vectors = np.asarray(built.compute_embeddings(model, batch_size=2, progress=False))
+    assert vectors.shape == (len(built), 64) and np.isfinite(vectors).all()
+    fob.compute_similarity(built, embeddings=vectors, brain_key="alike", backend="sklearn")
+    assert built.sort_by_similarity(built.first().id, brain_key="alike").first().id == built.first().id
+    points = fob.compute_visualization(built, embeddings=vectors, method="pca", brain_key="plane", verbose=False)
+    assert points.points.shape == (len(built), 2)
     built.delete_sample_field("zoo")
 
 
