@@ -40,7 +40,7 @@ class AboutTab(Tab):
 
     def __init__(self, bench: Bench, start: str) -> None:
         super().__init__(bench)
-        gr.HTML(style.intro(INTRO, EQUATION, "quickstart", "flow"))
+        gr.HTML(style.intro(INTRO, EQUATION, "03_inside_co_detr", "10_reading_the_release"))
         model = gr.Dropdown(models_choice(bench), value=start, label="Model", elem_id="about-model")
         self.grid = figure_grid("The flow of the model", 900, elem_id="about-grid")
         self.facts = gr.HTML(elem_id="about-facts")

@@ -63,7 +63,7 @@ class AssignTab(Tab):
         super().__init__(bench)
         own = bench.seen(start, picture).assignments
         heads = list(own)
-        gr.HTML(style.intro(INTRO, EQUATION, "quickstart", "assign"))
+        gr.HTML(style.intro(INTRO, EQUATION, "01_quickstart", "02_one_to_one_or_many"))
         with gr.Row():
             with gr.Column(scale=1, min_width=250):
                 model = gr.Dropdown(models_choice(bench), value=start, label="Model", elem_id="assign-model")

@@ -69,7 +69,7 @@ class DiscriminabilityTab(Tab):
         shared = [stride for stride in strides[0] if all(stride in others for others in strides)]
         levels = [("all levels together", TOGETHER), *((f"stride {stride}", stride) for stride in shared)]
         layers = max(m.config.transformer.decoder_layers for m in bench.models.values())
-        gr.HTML(style.intro(INTRO, EQUATION, "discriminab", "see"))
+        gr.HTML(style.intro(INTRO, EQUATION, "05_discriminability"))
         with gr.Row():
             with gr.Column(scale=1, min_width=250):
                 left = gr.Dropdown(models_choice(bench), value=start[0], label="Left model", elem_id="dis-left")

@@ -38,7 +38,7 @@ class HeadsTab(Tab):
 
     def __init__(self, bench: Bench, start: list[str]) -> None:
         super().__init__(bench)
-        gr.HTML(style.intro(INTRO, EQUATION, "head", "nms"))
+        gr.HTML(style.intro(INTRO, EQUATION, "04_train_and_compare", "08_your_own_data"))
         with gr.Row():
             with gr.Column(scale=1, min_width=250):
                 models = gr.CheckboxGroup(models_choice(bench), value=start, label="Models", elem_id="heads-models")

@@ -3,6 +3,8 @@ const grid = element.querySelector(".figure-grid");
 const config = { displaylogo: false, displayModeBar: false, scrollZoom: false, doubleClick: "reset" };
 const parts = (window.workbenchParts ??= new Map()); // key -> promise of a trace, for all grids of the page
 const mostParts = 400;
+// Where a page has a <base>, Plotly writes the whole address into its clips, and they fail when the address changes.
+document.querySelector("base")?.remove();
 let turn = 0;
 let working = 0;
 

@@ -43,7 +43,7 @@ class QueriesTab(Tab):
     def __init__(self, bench: Bench, start: str) -> None:
         super().__init__(bench)
         config = bench.models[start].config.transformer
-        gr.HTML(style.intro(INTRO, EQUATION, "quer", "decoder"))
+        gr.HTML(style.intro(INTRO, EQUATION, "06_queries_and_attention", "09_deformable_attention"))
         with gr.Row():
             with gr.Column(scale=1, min_width=250):
                 model = gr.Dropdown(models_choice(bench), value=start, label="Model", elem_id="queries-model")

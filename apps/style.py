@@ -34,6 +34,7 @@ def theme() -> gr.themes.Base:
     )  # fmt: skip
 
 
+# Gradio takes every comma for the end of a selector: none inside `:is` or `:has`.
 CSS = """
 .gradio-container { max-width: 1440px !important; margin: 0 auto; }
 .gradio-container > .main, .gradio-container main { padding: 6px 20px 28px !important; }
@@ -66,19 +67,21 @@ details pre { font-size: .8rem; max-height: 420px; overflow: auto; padding: 8px;
 #own { margin: 0; padding: 0 !important; }
 #own > button, .form > button, .block > button.label-wrap { text-align: left; }
 .label-wrap > span:first-child { text-align: left !important; }
-:is(#own-message, #assign-table, #heads-ap, #training-words, #training-told):not(:has(p, table)) { display: none; }
+#own-message:not(:has(p)), #training-words:not(:has(p)), #training-told:not(:has(p)), #assign-table:not(:has(table)),
+#heads-ap:not(:has(table)):not(:has(p)) { display: none; }
 .gradio-container main > .wrap > .column, .gradio-container .contain > .column { gap: 8px; }
-table.counts.plain :is(th, td) { white-space: normal; width: auto; }
+table.counts.plain th, table.counts.plain td { white-space: normal; width: auto; }
 .why { border-left: 4px solid var(--accent, #888); padding: 6px 14px; font-size: 1rem; line-height: 1.45;
   min-height: 62px; background: color-mix(in srgb, var(--body-text-color) 5%, transparent); border-radius: 4px; }
 .why b { display: block; font-size: .9rem; font-weight: 650; }
 .scroll { overflow-x: auto; contain: inline-size; }
-table.counts, table.counts :is(tr, th, td, thead, tbody, tfoot) { border: 0 !important; background: none; }
+table.counts, table.counts * { border: 0 !important; }
+table.counts, table.counts tr, table.counts th, table.counts td { background: none; }
 table.counts { border-collapse: collapse; width: 100%; margin: 0; font-variant-numeric: tabular-nums; }
 table.counts caption { text-align: left; font-size: 1.05rem; font-weight: 650; padding: 4px 0; }
 table.counts th { text-align: left; font-weight: 500; padding: 2px 14px 2px 6px; white-space: nowrap; }
 table.counts td { padding: 2px 14px 2px 6px; min-width: 84px; width: 30%; }
-table.counts thead th, table.counts tfoot :is(th, td) { font-weight: 650; padding: 5px 14px 5px 6px; }
+table.counts thead th, table.counts tfoot th, table.counts tfoot td { font-weight: 650; padding: 5px 14px 5px 6px; }
 table.counts thead { box-shadow: inset 0 -1px 0 var(--border-color-primary); }
 table.counts tfoot { box-shadow: inset 0 1px 0 var(--border-color-primary); }
 table.counts tr.chosen { background: color-mix(in srgb, var(--body-text-color) 10%, transparent) !important; }
@@ -88,32 +91,26 @@ table.counts tr.chosen { background: color-mix(in srgb, var(--body-text-color) 1
   .gradio-container > .main, .gradio-container main { padding: 8px 8px 24px !important; }
   .page-head h1 { font-size: 1.25rem; }
   .panel { max-width: none; }
-  table.counts :is(th, td) { padding: 2px 2px 2px 4px !important; min-width: 0; white-space: normal;
+  table.counts th, table.counts td { padding: 2px 2px 2px 4px !important; min-width: 0; white-space: normal;
     font-size: .86rem; }
   .bar { gap: 4px; }
 }
 """
 
 
-def intro(text: str, equation: str, *notebook: str) -> str:
-    """The two sentences at the top of a tab, its equation, and the notebook that goes on from there.
+def intro(text: str, equation: str, *course: str) -> str:
+    """The two sentences at the top of a tab, its equation, and the notebooks that go on from there.
 
     Args:
         equation: HTML.
-        notebook: words of which the notebook's name holds one, best first; the first notebook if none does.
+        course: names of notebooks; those that are not there get no link.
     """
-    link = notebook_link(notebook)
+    there = [name for name in course if f"{name}.ipynb" in notebooks()]
+    links = "".join(f' · <a href="notebooks/{name}.ipynb" download>Notebook {name}</a>' for name in there)
     return (
         f'<p class="intro">{escape(text)}</p><details class="equation"><summary>Equation and notebook</summary>'
-        f'<p>{equation} <a href="{PAPER}" target="_blank" rel="noreferrer">The paper</a>{link}</p></details>'
+        f'<p>{equation} <a href="{PAPER}" target="_blank" rel="noreferrer">The paper</a>{links}</p></details>'
     )
-
-
-def notebook_link(words: Sequence[str]) -> str:
-    """A link to the notebook whose name holds one of `words`; nothing where there are no notebooks."""
-    names = notebooks()
-    chosen = next((name for word in words for name in names if word in name), names[0] if names else None)
-    return f' · <a href="notebooks/{chosen}" download>Notebook {chosen}</a>' if chosen else ""
 
 
 def notebooks() -> list[str]:

@@ -47,7 +47,7 @@ class TrainingTab(Tab):
         super().__init__(bench)
         self.root = root
         runs = list(find_runs(root)) if root else []
-        gr.HTML(style.intro(INTRO, EQUATION, "train", "conflict"))
+        gr.HTML(style.intro(INTRO, EQUATION, "07_instability_and_conflicts", "04_train_and_compare"))
         with gr.Row():
             with gr.Column(scale=1, min_width=250):
                 run = gr.Dropdown(

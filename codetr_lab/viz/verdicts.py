@@ -49,7 +49,11 @@ def verdict_figure(
     boxes, scores = detections.boxes.detach().numpy(), detections.scores.detach().numpy()
     words = [classes[label] if classes else f"class {label}" for label in detections.labels.tolist()]
     missed = found.missed.numpy()
-    add_boxes(figure, target["boxes"].numpy()[missed], _MISSED_MARKS, f"missed · {int(missed.sum())}", showlegend=True)
+    label = f"missed · {int(missed.sum())}"
+    add_boxes(figure, target["boxes"].numpy()[missed], _MISSED_MARKS, label, showlegend=False)
+    if missed.any():  # a white line would not be seen in the legend
+        marker = {"symbol": "square", "size": 10, "color": "#FFFFFF", "line": {"color": MISSED, "width": 2}}
+        figure.add_trace(go.Scatter(x=[None], y=[None], mode="markers", marker=marker, name=label, legendgroup=label))
     iou, owner = found.iou.numpy(), found.gt_index.numpy()
     for name, where, marks, symbol in (
         ("false", found.false.numpy(), _FALSE_MARKS, "x"),

@@ -200,6 +200,7 @@ def test_assign_shows_the_librarys_counts(page: Page, url: str, made: Bench) -> 
     before = counts(made, 1)
     notes(page, "assign", assign_notes(made, 1))
     assert table(page) == before
+    assert page.locator("#assign-table table").is_visible()
     points = page.evaluate(
         """() => [...document.querySelectorAll('#assign-grid .panel-plot')].map(plot =>
           plot._fullData.filter(t => t.mode === 'markers' && /^(matched|stride|own box)/.test(t.name))
@@ -367,6 +368,9 @@ def test_a_live_run_and_the_models_flow(page: Page, url: str, runs: Path) -> Non
     page.get_by_role("tab", name="About this model").click()
     drawn(page, "about")
     until(page, "() => document.querySelector('#about-grid').innerText.includes('336 tokens')")
+    until(page, "() => window.location.search.includes('tab=about')")
+    clips = page.locator("#about-grid [clip-path]").evaluate_all("e => e.map(x => x.getAttribute('clip-path'))")
+    assert clips and not [clip for clip in clips if "http" in clip], "these clips fail when the address changes"
     keep_picture(page, "about-1280")
 
 

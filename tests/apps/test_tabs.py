@@ -268,7 +268,14 @@ def test_words_from_data_are_escaped() -> None:
     assert "<b>x" not in style.warning("<b>x") + style.hint("<b>x")
 
 
-def test_every_tab_explains_itself_and_links_on() -> None:
-    assert style.notebooks()[0] == "01_quickstart.ipynb"
-    words = style.intro("Two sentences.", "E = mc<sup>2</sup>", "no such word")
-    assert "notebooks/01_quickstart.ipynb" in words and style.PAPER in words
+def test_every_tab_explains_itself_and_links_on(page_of_tests: Page, repository: Path) -> None:
+    course = sorted(path.name for path in (repository / "notebooks").glob("[0-9]*.ipynb"))
+    assert style.notebooks() == course
+    pages = [str(block.value) for block in page_of_tests.blocks.blocks.values() if isinstance(block, gr.HTML)]
+    introductions = [text for text in pages if 'class="intro"' in text]
+    assert len(introductions) == len(page_of_tests.tabs)
+    for text in introductions:
+        assert re.search(r"Eq\. \d|AP is", text) and style.PAPER in text
+    linked = {name for text in introductions for name in re.findall(r'href="notebooks/(\w+\.ipynb)"', text)}
+    assert linked and linked <= set(course)
+    assert "missing" not in style.intro("Two sentences.", "E = mc<sup>2</sup>", "99_missing")
