@@ -18,11 +18,11 @@ from apps import workbench
 from apps.workbench import WorkbenchError
 
 PARTS = ("apps", "codetr_lab", "notebooks")
-"""What CONTRIBUTING.md copies into the Space beside the files of `space/`."""
+"""What CONTRIBUTING.md copies into the Space beside the files of `apps/space/`."""
 
 
 def front_matter(repository: Path) -> dict[str, Any]:
-    return yaml.safe_load((repository / "space" / "README.md").read_text(encoding="utf-8").split("---\n")[1])
+    return yaml.safe_load((repository / "apps" / "space" / "README.md").read_text(encoding="utf-8").split("---\n")[1])
 
 
 def versions(path: Path) -> dict[str, str]:
@@ -34,7 +34,7 @@ def versions(path: Path) -> dict[str, str]:
 def test_front_matter_names_what_exists_and_the_version_in_use(repository: Path) -> None:
     told, pinned = front_matter(repository), versions(repository / "constraints.txt")
     assert (told["sdk"], told["sdk_version"]) == ("gradio", pinned["gradio"])
-    assert (repository / "space" / told["app_file"]).is_file()
+    assert (repository / "apps" / "space" / told["app_file"]).is_file()
     project = tomllib.loads((repository / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert tuple(map(int, told["python_version"].split("."))) >= tuple(
         map(int, project["requires-python"].removeprefix(">=").split("."))
@@ -46,7 +46,7 @@ def test_front_matter_names_what_exists_and_the_version_in_use(repository: Path)
 
 
 def test_requirements_are_the_packages_in_their_pinned_versions(repository: Path) -> None:
-    asked = versions(repository / "space" / "requirements.txt")
+    asked = versions(repository / "apps" / "space" / "requirements.txt")
     project = tomllib.loads((repository / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     names = {re.split(r"[<>=]", line)[0].lower().replace("_", "-") for line in project["dependencies"]}
     assert set(asked) == names
@@ -59,7 +59,7 @@ def test_the_app_file_starts(repository: Path, tmp_path: Path) -> None:
     for part in PARTS:
         (tmp_path / part).symlink_to(repository / part)
     app = front_matter(repository)["app_file"]
-    (tmp_path / app).write_bytes((repository / "space" / app).read_bytes())
+    (tmp_path / app).write_bytes((repository / "apps" / "space" / app).read_bytes())
     port = workbench.free_port()
     environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "SPACE_ID")}
     with (tmp_path / "log").open("w") as log:
