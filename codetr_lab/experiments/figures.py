@@ -82,8 +82,8 @@ def _panels(titles: Sequence[str], experiment: Experiment) -> go.Figure:
     figure = make_subplots(1, len(titles), subplot_titles=list(titles), horizontal_spacing=0.1)
     styled(figure, "", "", f"{experiment.source}: {experiment.title}", 460)
     figure.update_layout(
-        width=1000, margin={"l": 56, "r": 16, "t": 90, "b": 110},
-        legend={"orientation": "h", "x": 0, "y": -0.2, "yanchor": "top"},
+        width=1000, margin={"l": 56, "r": 16, "t": 90, "b": 120},
+        legend={"orientation": "h", "x": 0, "y": -0.22, "yanchor": "top"},
     )  # fmt: skip
     return figure
 
@@ -174,7 +174,7 @@ def maps(experiment: Experiment, records: Sequence[Record], cells: Sequence[Cell
     from codetr_lab.analysis import discriminability
 
     shown, models = _models(experiment, cells)
-    columns = ["image", *(VARIANTS[name].title for name in shown)]
+    columns = ["image", *(VARIANTS[name].title.replace(" (", "<br>(") for name in shown)]
     figure = make_subplots(SHOWN, len(columns), column_titles=columns, horizontal_spacing=0.01, vertical_spacing=0.01)
     if models:
         data, batch, targets = _first(cells, models[0])
@@ -217,16 +217,18 @@ def positions(experiment: Experiment, records: Sequence[Record], cells: Sequence
         figure.update_yaxes(title_text="heights from the centre", range=[1, -1], scaleanchor="x", row=1, col=1)
     name = experiment.variants[0]
     heads = list(next((r["distances"] for r in records if r["variant"] == name), {}))
-    for other, pattern in (("original positive", ""), ("original negative", "/")):
+    for kind, pattern in (("positive", ""), ("negative", "/")):
         intervals = [
-            Interval.of(list(by_seed(records, name, f"distances.{head}.positive.{other}").values())) for head in heads
+            Interval.of(list(by_seed(records, name, f"distances.{head}.positive.original {kind}").values()))
+            for head in heads
         ]
         halves = [i.half if math.isfinite(i.half) else 0 for i in intervals]
         figure.add_bar(
-            x=[f"{colors.head_title(h)} to<br>{other}s" for h in heads], y=[i.mean for i in intervals],
+            x=[f"{colors.head_title(h)}<br>to original<br>{kind}s" for h in heads], y=[i.mean for i in intervals],
             marker={"color": [colors.head_color(h) for h in heads], "pattern": {"shape": pattern}},
             error_y={"type": "data", "array": halves}, showlegend=False, row=1, col=2,
         )  # fmt: skip
+    figure.update_xaxes(tickangle=0, tickfont={"size": 11}, row=1, col=2)
     return figure.update_yaxes(title_text="object sizes", row=1, col=2)
 
 
