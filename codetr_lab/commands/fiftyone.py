@@ -63,7 +63,7 @@ class FiftyOne:
                 models, data, title, media=self.media, limit=self.limit, min_score=self.min_score,
                 looks={model: path for model, path in looks.items() if path.is_file()},
             )  # fmt: skip
-            print(f"{title}: {len(built)} images; saved views: {', '.join(built.list_saved_views())}")
+            print(f"{title}: {built.count('image_id')} images; saved views: {', '.join(built.list_saved_views())}")
             if self.open:
                 launch(built, self.port)
             return 0

@@ -82,7 +82,9 @@ def _build(
 ) -> fo.Dataset:  # fmt: skip
     dataset = _open(name, data, list(models))
     count = len(data) if limit is None else min(limit, len(data))
-    present = dict(zip(*dataset.values(["image_id", "built_from"]), strict=True)) if len(dataset) else {}
+    # not `if len(dataset)`: a server that was killed remembers a wrong length
+    known = dataset.has_field("built_from")
+    present = dict(zip(*dataset.values(["image_id", "built_from"]), strict=True)) if known else {}
     current = fingerprint(models, min_score)
     ids = {index: int(data.target(index, masks=False)["image_id"]) for index in range(count)}
     waiting = [index for index in range(count) if present.get(ids[index]) != current]
