@@ -71,16 +71,21 @@ def mongod() -> str:
     return doctor.find_mongod() or lacks("mongod", doctor.MONGOD_MEND)
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    """Headless Chromium. One per module: while it runs, its event loop occupies the thread."""
-    executable = doctor.find_chromium() or lacks("Chromium", doctor.CHROMIUM_MEND)
+@pytest.fixture(scope="session")
+def chromium() -> Path:
+    """The browser's program, and playwright to drive it; the test is skipped where one of them is missing."""
     if not importlib.util.find_spec("playwright"):
         lacks("playwright", 'pip install -e ".[dev]" -c constraints.txt')
+    return doctor.find_chromium() or lacks("Chromium", doctor.CHROMIUM_MEND)
+
+
+@pytest.fixture(scope="module")
+def browser(chromium: Path) -> Iterator[Browser]:
+    """Headless Chromium. One per module: while it runs, its event loop occupies the thread."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
+        running = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         yield running
         running.close()
 

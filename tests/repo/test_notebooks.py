@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from codetr_lab import doctor
 from codetr_lab.viz.image import image_figure
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
@@ -113,7 +112,7 @@ def test_writing_a_notebook(tool: ModuleType, tmp_path: Path, capsys: pytest.Cap
 
 
 @pytest.mark.browser
-@pytest.mark.skipif(not doctor.find_chromium(), reason=f"Chromium not found; {doctor.CHROMIUM_MEND}")
+@pytest.mark.usefixtures("chromium")
 def test_a_figure_is_kept_as_a_picture_that_fits(tool: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     noise = np.random.default_rng(0).integers(0, 255, (128, 128, 3), dtype=np.uint8)
     shown = json.loads(image_figure(noise, "noise").to_json())
