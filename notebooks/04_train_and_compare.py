@@ -143,7 +143,7 @@ for name, value in total.items():
     print(f"{name:28} whole loss of the first ten steps {value:6.2f}")
 assert list(total.values()) == sorted(total.values())
 
-lab.viz.losses_figure(results["K = 2 (ATSS + Faster R-CNN)"].history, title="All parts of the loss, K = 2")
+lab.viz.losses_figure(results["K = 2 (ATSS + Faster R-CNN)"].history)
 
 # %% [markdown]
 # ## Which is better?
