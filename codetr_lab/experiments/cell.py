@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 Record = dict[str, Any]
 """What one finished cell measured; `results/README.md` describes the fields."""
-LOOKS, PROBE = 10, 16
+LOOKS, PROBE = 10, 64
 """Looks at the matching during a run, and the images that they look at."""
 CURVE_POINTS, CURVE_IMAGES = 5, 100
 """Evaluations during a run, the last one included, and the images of those before it."""
