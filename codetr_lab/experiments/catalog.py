@@ -137,7 +137,7 @@ EXPERIMENTS: dict[str, Experiment] = {
             (Column("IS, mean over training", "instability.mean_share", 1, 100),
              Column("IS, last look", "instability.last_share", 1, 100)),
             tuple(
-                Claim(f"{VARIANTS[v].title} is less unstable than {VARIANTS[base].title} {when}",
+                Claim(f"{VARIANTS[v].title} matches more stably than {VARIANTS[base].title}, {when}",
                       (base, f"instability.{share}"), (v, f"instability.{share}"), "lower curve (Fig. 5)",
                       unit="% of the most possible")
                 for share, when in (("mean_share", "over the whole training"), ("last_share", "at the end"))

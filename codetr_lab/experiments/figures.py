@@ -122,19 +122,22 @@ def curves(experiment: Experiment, records: Sequence[Record], cells: Sequence[Ce
 
 
 def instability(experiment: Experiment, records: Sequence[Record], cells: Sequence[Cell]) -> go.Figure:
-    """IS over the training."""
-    figure = _panels(("",), experiment)
+    """IS over the training: of learned queries as in DN-DETR, and of two-stage queries by their encoder token."""
+    panels = {"query": "learned queries, known by index", "token": "two-stage queries, known by encoder token"}
+    figure = _panels(tuple(panels.values()), experiment)
     for name in _shown(experiment, records):
+        for column, key in enumerate(panels, 1):
 
-        def curve(r: Record) -> tuple[Any, Any] | None:
-            found = r["instability"]
-            return found and (found["steps"], [100 * v / found["most_possible"] for v in found["values"]])
+            def curve(r: Record, key: str = key) -> tuple[Any, Any] | None:
+                found = r["instability"]
+                if found is None or found["keyed_by"] != key:
+                    return None
+                return found["steps"], [100 * v / found["most_possible"] for v in found["values"]]
 
-        _lines(figure, records, name, curve, 1, 1, True)
+            _lines(figure, records, name, curve, 1, column, True)
     figure.update_xaxes(title_text="training steps")
-    return figure.update_yaxes(title_text="changed queries, % of the most possible", rangemode="tozero").update_layout(
-        width=760
-    )
+    figure.update_yaxes(title_text="changed queries, % of possible", row=1, col=1)
+    return figure.update_yaxes(range=[0, 100])
 
 
 def distances(experiment: Experiment, records: Sequence[Record], cells: Sequence[Cell]) -> go.Figure:

@@ -83,8 +83,8 @@ VARIANTS: dict[str, Variant] = {
         _co("k0_x2.5", "K = 0, 2.5 times the steps", length=2.5, color="paa"),
         _co("k0_x3", "K = 0, 3 times the steps", length=3, color="paa"),
         # Learned queries instead of two stages: DN-DETR's instability is defined for these
-        _co("learned_k0", "K = 0, learned queries", color="denoising", decoder__queries="learned"),
-        _co("learned_k1", "K = 1 (ATSS), learned queries", "atss", color="retinanet", decoder__queries="learned"),
+        _co("learned_k0", "K = 0 with learned queries", decoder__queries="learned"),
+        _co("learned_k1", "K = 1 (ATSS) with learned queries", "atss", decoder__queries="learned"),
         # More positives by matching one-to-one several times
         _co("group", "Group-DETR (3 groups)", color="gfl", decoder__groups=3),
         _co("hybrid", "H-DETR", color="mask_rcnn", decoder__one_to_many=150, decoder__repeats=6),

@@ -15,7 +15,7 @@ from codetr_lab.experiments import kept
 from codetr_lab.experiments.catalog import EXPERIMENTS
 from codetr_lab.experiments.cell import ExperimentError, Record
 from codetr_lab.experiments.figures import FIGURES
-from codetr_lab.experiments.kept import between_marks, kept_records, readme_table
+from codetr_lab.experiments.kept import between_marks, kept_records, readme_text
 from codetr_lab.experiments.report import report_text, write_report
 from codetr_lab.experiments.results import csv_text, markdown_table, paragraph, rows
 from codetr_lab.experiments.run import ExperimentOptions, run_experiment
@@ -137,7 +137,7 @@ def test_the_documents_tables_are_those_of_the_kept_runs(repository: Path):
     """README.md and the results' own page against the records that come with the package."""
     records = kept_records()
     for file, content in (
-        (repository / "README.md", readme_table(records)),
+        (repository / "README.md", readme_text(records)),
         (kept.RESULTS / "README.md", report_text(records)),
     ):
         text = file.read_text()
