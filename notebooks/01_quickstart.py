@@ -41,7 +41,7 @@ import torch
 import codetr_lab as lab
 from codetr_lab.data.shapes import Shapes
 from codetr_lab.engine.evaluate import evaluate
-from codetr_lab.images import prepare
+from codetr_lab.images import load_image, prepare
 
 baseline = lab.load("lab_baseline")
 model = lab.load("lab_co_k2")
@@ -153,8 +153,9 @@ torch.testing.assert_close(trace.detections[0].boxes, found["detr"].boxes)
 # %% [markdown]
 # ## Counting positives
 #
-# Each head's decision is an `Assignment`. It says for every candidate (a query's box, an anchor, a proposal) which
-# object it was assigned to, and it can count.
+# Each head's decision is an `Assignment`. It says for every *candidate* which object it was assigned to, and it can
+# count. The decoder's candidates are its queries' boxes. ATSS's are *anchors*, squares on a regular grid; Faster
+# R-CNN's are *proposals*, boxes that its first stage suggests.
 
 # %%
 last_layer = trace.groups["original"].assignments[-1]
@@ -163,10 +164,7 @@ assignments = {
     "atss": trace.heads["atss"].assignments[0],
     "faster_rcnn": trace.heads["faster_rcnn"].assignments[0],
 }
-counts = {
-    head: assignment.count_per_object().tolist()
-    for head, assignment in assignments.items()
-}  # fmt: skip
+counts = {head: assignment.count_per_object().tolist() for head, assignment in assignments.items()}
 for head, count in counts.items():
     print(f"{lab.viz.head_title(head):>13}: {count}")
 
@@ -186,8 +184,9 @@ assert sum(counts["faster_rcnn"]) > len(names)
 # %% [markdown]
 # ## Where the positives are
 #
-# Each marker is the centre of a candidate. Its symbol says which level of the feature pyramid it comes from; point at
-# it to see its IoU with the object and the threshold that it had to pass.
+# Each marker is the centre of a candidate. Its symbol says which level of the feature pyramid it comes from (a *stride*
+# of 8: one candidate every 8 pixels). In the running notebook, point at it to see its IoU with the object and the
+# threshold that it had to pass.
 
 # %%
 lab.viz.assignment_figure(
@@ -241,6 +240,31 @@ assert ap["Co-DETR"] > ap["baseline"]
 #
 # Everything above is in the workbench, with sliders: run `make demo` (or `codetr demo`) in a terminal and open the
 # address that it prints. The tab **Assign** shows the assignments of any image, the tab **Heads** what the heads find.
+#
+# ## Your own image, and a released model
+#
+# Put the path of a photograph into `MY_IMAGE`, and the name of a model that the authors released into `MY_MODEL`
+# (`codetr models` lists them all; this one is 261 MB, fetched once). It knows the 80 classes of COCO: people, dogs,
+# chairs. As long as both are `None`, the cell shows the same with what is here already.
+
+# %%
+MY_IMAGE = None  # "street.jpg"
+MY_MODEL = None  # "co_dino_5scale_r50.1x_coco"
+
+detector = lab.load(MY_MODEL) if MY_MODEL else model
+picture = load_image(MY_IMAGE) if MY_IMAGE else held_out.image(54)
+mine = detector.predict([picture])[0]["detr"]
+best = float(mine.scores.max())
+print(f"{len(detector.config.classes)} classes, best score {best:.2f}")
+lab.viz.detection_figure(picture, mine, "detr", 0.4, classes=detector.config.classes)
+
+# %%
+inside = torch.tensor([picture.shape[1], picture.shape[0]] * 2)
+assert (mine.boxes >= 0).all() and (mine.boxes <= inside).all()  # pixels of the picture, whatever its size
+
+# %% [markdown]
+# (If you have fetched a `.pth` file yourself: `lab.load("co_dino_5scale_r50", weights="file.pth")`.) A model that knows
+# shapes alone finds shapes in your photograph, if anything.
 #
 # ## Exercises
 #

@@ -57,7 +57,7 @@ for name, (width, height) in zip(names, sizes.tolist(), strict=True):
 # %%
 side = image.shape[0]
 grids = []
-for level, stride in enumerate((8, 16, 32)):
+for level, stride in enumerate((8, 16, 32, 64)):
     centre = torch.arange(0, side, stride, dtype=torch.float32)
     y, x = torch.meshgrid(centre, centre, indexing="ij")
     half = 1.5 * stride
@@ -71,7 +71,7 @@ anchors = lab.Candidates(
     stride=torch.cat([grid.stride for grid in grids]),
     valid=torch.cat([grid.valid for grid in grids]),
 )
-assert len(anchors) == 16**2 + 8**2 + 4**2
+assert len(anchors) == 16**2 + 8**2 + 4**2 + 2**2
 
 # %% [markdown]
 # ## Max-IoU: overlap enough
@@ -103,6 +103,27 @@ for name, bar, count in zip(names, atss.threshold.tolist(), atss.count_per_objec
     print(f"{name:>9}: threshold {bar:.2f}, {count} positives")
 lab.viz.assignment_figure(image, atss, "atss", classes=held_out.classes, title="ATSS")
 
+# %% [markdown]
+# By hand, for the large ring. On each level take the nine anchors (or all, where there are fewer) whose centres are
+# nearest to the ring's centre:
+
+# %%
+from torchvision.ops import box_iou
+
+RING = 3
+ring = target["boxes"][RING]
+centres = (anchors.boxes[:, :2] + anchors.boxes[:, 2:]) / 2
+distance = (centres - (ring[:2] + ring[2:]) / 2).norm(dim=1)
+near = []
+for level in range(4):
+    here = (anchors.level == level).nonzero()[:, 0]
+    near.append(here[distance[here].argsort()[:9]])
+ious = box_iou(anchors.boxes[torch.cat(near)], ring[None])[:, 0]
+by_hand = ious.mean() + ious.std()
+print(f"{len(ious)} anchors, mean IoU {ious.mean():.3f} + deviation {ious.std():.3f} = threshold {by_hand:.3f}")
+assert abs(by_hand - atss.threshold[RING]) < 1e-5
+assert ((ious >= by_hand).sum() >= atss.count_per_object()[RING]).all()
+
 # %%
 assert atss.threshold.unique().numel() == len(names)
 assert (atss.quality.name, atss.quality.higher_is_better) == ("IoU", True)
@@ -132,7 +153,8 @@ for number, name in enumerate(names):
 #
 # The rules so far never asked the detector. PAA does: each candidate has a *cost*, what the detector would lose if this
 # candidate had to be that object, and a mixture of two Gaussians parts the cheap candidates from the dear ones.
-# A detector that knows nothing yet costs 1 - GIoU, how badly the anchor itself fits (that is PAA's start).
+# A detector that knows nothing yet costs 1 - GIoU, how badly the anchor itself fits (that is PAA's start; GIoU is IoU,
+# continued below zero for boxes that do not touch).
 
 # %%
 paa = lab.assign.paa(anchors, target)
@@ -212,6 +234,7 @@ assert positives["ATSS"] > positives["max-IoU"] > positives["one per object"]
 # %%
 explorer = lab.viz.AssignmentExplorer(model, image, target)
 assert set(explorer.assignments()) == {"original", "atss", "faster_rcnn"}
+assert torch.equal(explorer.assignments()["atss"].gt_index, atss.gt_index)  # the same rule, the same anchors
 explorer
 
 # %% [markdown]

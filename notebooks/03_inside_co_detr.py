@@ -36,7 +36,7 @@ if "google.colab" in sys.modules and importlib.util.find_spec("codetr_lab") is N
 import math
 
 import torch
-import torch.nn.functional as F
+from torch.nn import functional
 from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
 
 import codetr_lab as lab
@@ -52,20 +52,21 @@ trace = model.trace(batch, targets)
 print("pixels:", tuple(batch.pixels.shape))
 for number, target in enumerate(targets):
     boxes, labels = tuple(target["boxes"].shape), tuple(target["labels"].shape)
-    print(f"G of image {number}: boxes {boxes}, labels {labels}")
+    print(f"ground truth G of image {number}: boxes {boxes}, labels {labels}")
 objects = sum(len(target["boxes"]) for target in targets)
 assert objects == 11
 
 
 # %% [markdown]
-# `trace` holds what the library made of this batch, every intermediate result by name. `same` is how we compare: equal
-# up to a millionth, absolute or relative.
+# `G` is the paper's name for the *ground truth*, the objects that are really there. (What has no box is clutter, put
+# there to confuse the detector.) `trace` holds what the library made of this batch, every intermediate result by name.
+# `same` is how we compare: equal up to a millionth, absolute or relative.
 
 
 # %%
-def same(mine, librarys) -> None:
+def same(mine, theirs) -> None:
     """Stop here if the two differ by more than a millionth."""
-    torch.testing.assert_close(mine, librarys, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(mine, theirs, atol=1e-6, rtol=1e-6)
 
 
 pictures = {f"image {n}": lab.viz.image_figure(held_out.image(i)) for n, i in enumerate(images)}
@@ -82,7 +83,7 @@ lab.viz.side_by_side(pictures)
 from codetr_lab.models.meta import part_sizes
 
 flow = lab.viz.flow_figure(model.config, part_sizes(model), model.strides)
-flow.update_layout(width=890, height=252).update_annotations(font_size=9)
+flow.update_layout(width=890, height=252).update_annotations(font_size=8.5)
 
 # %% [markdown]
 # ## Up to F
@@ -98,8 +99,8 @@ memory = model.encoder(levels, batch.pad_mask)
 encoded = memory.levels()
 for a, b, c in zip(maps, levels, encoded, strict=True):
     print(f"backbone {tuple(a.shape)!s:18} neck {tuple(b.shape)!s:18} F {tuple(c.shape)}")
-for mine, librarys in zip(encoded, trace.memory, strict=True):
-    same(mine, librarys)
+for mine, theirs in zip(encoded, trace.memory, strict=True):
+    same(mine, theirs)
 
 # %% [markdown]
 # ## The pyramid
@@ -110,17 +111,17 @@ for mine, librarys in zip(encoded, trace.memory, strict=True):
 
 # %%
 convolution, normalisation = model.pyramid.downsample
-coarser = F.conv2d(encoded[-1], convolution.weight, convolution.bias, stride=2, padding=1)
-coarser = F.group_norm(coarser, normalisation.num_groups, normalisation.weight, normalisation.bias)
+coarser = functional.conv2d(encoded[-1], convolution.weight, convolution.bias, stride=2, padding=1)
+coarser = functional.group_norm(coarser, normalisation.num_groups, normalisation.weight, normalisation.bias)
 pyramid = [*encoded, coarser]
 
-for mine, librarys in zip(pyramid, trace.pyramid, strict=True):
-    same(mine, librarys)
+for mine, theirs in zip(pyramid, trace.pyramid, strict=True):
+    same(mine, theirs)
 assert len(pyramid) == len(encoded) + 1 == 4  # J
 lab.viz.levels_figure(held_out.image(images[0]), [level[0] for level in pyramid], model.strides)
 
 # %% [markdown]
-# The colours show how long the feature vector of a cell is. What you can read from that is
+# The colours show how long the feature vector of a cell is, yellow for the longest. What you can read from that is
 # [notebook 5](05_discriminability.ipynb)'s matter; here look at the cells. How many of them does the large ring touch?
 
 # %%
@@ -128,6 +129,7 @@ ring = targets[0]["boxes"][3]
 for number, stride in enumerate(model.strides, 1):
     columns, rows = ((ring[2:] / stride).ceil() - (ring[:2] / stride).floor()).int().tolist()
     print(f"F_{number}: {rows} x {columns} cells")
+assert rows * columns < 4  # on the coarsest level, the ring is hardly more than one place
 
 # %% [markdown]
 # ## Equation 1: assign
@@ -137,7 +139,7 @@ for number, stride in enumerate(model.strides, 1):
 #
 # Head $i$ makes predictions $\hat{\mathbf{P}}_i$ from the pyramid, and its label assignment $\mathcal{A}_i$ compares
 # its candidates with the ground truth $\mathbf{G}$. We take $i = 1$, the ATSS head. It has one candidate per cell, a
-# square *anchor* of three strides.
+# square *anchor* of three strides, whose centre is the cell's upper left corner (so it is in the release).
 
 # %%
 atss = model.heads["atss"]
@@ -163,15 +165,17 @@ same(anchors, trace.heads["atss"].assignments[0].candidates.boxes)
 # Now $\mathcal{A}_1$ itself. It gives every anchor an object's number, or -1 for background:
 
 # %%
-gt_index = torch.stack(
-    [
-        lab.assign.atss(made.candidates, target).gt_index
-        for made, target in zip(trace.heads["atss"].assignments, targets, strict=True)
-    ]
-)
+decided = []
+for made, target in zip(trace.heads["atss"].assignments, targets, strict=True):
+    decided.append(lab.assign.atss(made.candidates, target).gt_index)
+gt_index = torch.stack(decided)
 positive = gt_index >= 0
 print("gt_index", tuple(gt_index.shape), "with", positive.sum(1).tolist(), "positives per image")
 
+# %% [markdown]
+# From these numbers come the three parts of Equation 1:
+
+# %%
 B_pos = [anchors[chosen] for chosen in positive]
 P_pos_labels = [t["labels"][index[index >= 0]] for t, index in zip(targets, gt_index, strict=True)]
 P_pos_boxes = [t["boxes"][index[index >= 0]] for t, index in zip(targets, gt_index, strict=True)]
@@ -180,10 +184,10 @@ print("P_1^pos", [tuple(labels.shape) for labels in P_pos_labels], "labels and a
 print("P_1^neg", (~positive).sum(1).tolist(), "times background")
 
 # %%
-for image, librarys in enumerate(trace.heads["atss"].positives):
-    same(B_pos[image], librarys.boxes)
-    same(P_pos_labels[image], librarys.labels)
-    same(P_pos_boxes[image], librarys.target_boxes)
+for image, theirs in enumerate(trace.heads["atss"].positives):
+    same(B_pos[image], theirs.boxes)
+    same(P_pos_labels[image], theirs.labels)
+    same(P_pos_boxes[image], theirs.target_boxes)
 M = [len(boxes) for boxes in B_pos]
 assert all(m > len(target["boxes"]) for m, target in zip(M, targets, strict=True))
 
@@ -207,16 +211,22 @@ lab.viz.assignment_figure(
 # $$\mathcal{L}_i^{enc} = \mathcal{L}_i(\hat{\mathbf{P}}_i^{pos}, \mathbf{P}_i^{pos}) +
 # \mathcal{L}_i(\hat{\mathbf{P}}_i^{neg}, \mathbf{P}_i^{neg})$$
 #
-# All anchors learn classes (focal loss; background is a row of zeros). Positives alone learn boxes (GIoU loss) and
-# *centerness*, a number from 0 to 1 that says how central an anchor lies in its object. Table 1 of the paper lists
-# this; the weights 1, 2 and 1 are the release's.
+# All anchors learn classes, and for background the wanted classes are a row of zeros. Positives alone learn boxes, and
+# *centerness*, a number from 0 to 1 that says how central an anchor lies in its object. Table 1 of the paper names the
+# losses; the weights 1, 2 and 1 are the release's:
+#
+# - *focal loss* is cross-entropy in which answers that are right already count little, so that hundreds of easy
+#   backgrounds do not drown a few positives;
+# - *GIoU loss* is 1 minus the overlap (IoU), continued so that boxes which do not touch still have a slope; a central
+#   anchor counts more;
+# - centerness is learned with plain cross-entropy.
 
 
 # %%
 def one_hot(gt_index):
     """(...,Q) object numbers of a batch to (...,Q,C) wanted classes, zeros for background."""
     labels = torch.stack([t["labels"][i.clamp(min=0)] for t, i in zip(targets, gt_index, strict=True)])
-    return F.one_hot(labels, model.config.num_classes) * (gt_index >= 0)[..., None].float()
+    return functional.one_hot(labels, model.config.num_classes) * (gt_index >= 0)[..., None].float()
 
 
 def centerness(anchor, box):
@@ -241,7 +251,7 @@ goal = centerness(B, P)
 terms = {
     "classification": sigmoid_focal_loss(predicted.logits, one_hot(gt_index), reduction="sum") / sum(M),
     "box": 2 * (generalized_box_iou_loss(boxes, P) * goal).sum() / goal.sum(),
-    "centerness": F.binary_cross_entropy_with_logits(predicted.quality[positive], goal),
+    "centerness": functional.binary_cross_entropy_with_logits(predicted.quality[positive], goal),
 }
 L_1 = sum(terms.values())
 for name, value in terms.items():
@@ -326,15 +336,15 @@ same(E, trace.heads["atss"].positives[image].features)
 
 # %%
 linear = model.customizers["atss"]
-encoded_box = F.layer_norm(linear.aux_pos_trans(PE), (2 * D,), *linear.aux_pos_trans_norm.parameters())
-features = F.layer_norm(linear.pos_feats_trans(E), (D,), *linear.pos_feats_norm.parameters())
+encoded_box = functional.layer_norm(linear.aux_pos_trans(PE), (2 * D,), *linear.aux_pos_trans_norm.parameters())
+features = functional.layer_norm(linear.pos_feats_trans(E), (D,), *linear.pos_feats_norm.parameters())
 position, content = encoded_box[:, :D], encoded_box[:, D:]
 content = content + features
 position = position + linear.head_pos_embed  # paper vs. release: one learned number per head, not in Eq. 4
 print("Q_1: content", tuple(content.shape), "and position", tuple(position.shape))
 
 # %%
-with lab.draws.first_k():
+with lab.draws.first_k():  # the release draws at random what fills up a group; here, take the first
     group = linear("atss", trace.heads["atss"].positives, batch.whwh())
 same(content, group.query.content[image, : M[image]])
 same(position, group.query.position[image, : M[image]])
@@ -362,7 +372,9 @@ lab.viz.query_figure(
 )
 
 # %% [markdown]
-# Filled circles are positive. The unfilled diamonds are the original queries that no object will match.
+# Filled circles are positive. The unfilled diamonds are the original queries that no object will match, and a green
+# plus is an object's own box: Faster R-CNN's sampler puts these among its proposals
+# ([notebook 10](10_reading_the_release.ipynb) comes back to it).
 #
 # ## The decoder
 #
@@ -385,8 +397,9 @@ for name, group in trace.groups.items():
 #
 # $$\mathcal{L}_{i,l}^{dec} = \tilde{\mathcal{L}}(\tilde{\mathbf{P}}_{i,l}, \mathbf{P}_i^{pos})$$
 #
-# $\tilde{\mathcal{L}}$ is DETR's own loss: focal loss for classes, L1 and GIoU for boxes, weighted 2, 5 and 2, divided
-# by the number of positives. Which query must find which object is already known, so nothing is matched.
+# $\tilde{\mathcal{L}}$ is DETR's own loss: focal loss for classes, L1 (the absolute difference of the four numbers) and
+# GIoU for boxes, weighted 2, 5 and 2, divided by the number of positives. Which query must find which object is already
+# known, so nothing is matched.
 
 
 # %%
@@ -477,7 +490,7 @@ shares = {
 heads = ("original", "atss", "faster_rcnn", "atss", "faster_rcnn")
 lab.viz.bars_figure(
     {name: float(value) for name, value in shares.items()},
-    "part of the loss of this batch",
+    "loss of this batch",
     bar_colors={name: lab.viz.head_color(head) for name, head in zip(shares, heads, strict=True)},
     title="The sum of Equation 6",
 )
@@ -538,8 +551,8 @@ answer_3 = None
 
 # %% jupyter={"source_hidden": true} tags=["solution"]
 solution_3 = float(L_dec.sum())
-librarys = [v for name, v in trace.losses.items() if name.startswith("decoder.original.")]
-same(torch.tensor(solution_3), sum(librarys))
+theirs = [v for name, v in trace.losses.items() if name.startswith("decoder.original.")]
+same(torch.tensor(solution_3), sum(theirs))
 assert 0 < solution_3 < float(L_global)
 if answer_3 is None:
     print("Your turn: set answer_3 above.")

@@ -150,9 +150,10 @@ assert collected["faster_rcnn", "ground-truth box"].abs().max() < 1e-3
 #
 # ## What a query looks at
 #
-# A decoder layer does not look at the whole image. Each query reads F at a few *sampling points*, here 4 per attention
-# head and level, with weights that sum to one ([notebook 9](09_deformable_attention.ipynb) builds this from scratch).
-# This is the ring's original query in the three layers of our decoder.
+# A decoder layer does not look at the whole image. In its *cross-attention*, each query reads F at a few *sampling
+# points*, here 4 per attention head and level, with weights that sum to one ([notebook
+# 9](09_deformable_attention.ipynb) builds this from scratch). This is the ring's original query in the three layers of
+# our decoder.
 
 # %%
 original = trace.groups["original"]
@@ -163,7 +164,8 @@ weights = original.attention_weights.sum((4, 5))  # over levels and points
 torch.testing.assert_close(weights, torch.ones_like(weights))
 
 winner = int((original.assignments[-1][0].gt_index == RING).nonzero())
-lab.viz.layers_figure(image, original, winner, size, size, strides=model.strides, target=target)
+figure = lab.viz.layers_figure(image, original, winner, size, size, strides=model.strides, target=target)
+figure.update_layout(width=720, height=320)
 
 # %% [markdown]
 # Dashed is the reference box that the layer reads, pink the box that it makes of it. A larger point has more weight,
@@ -188,7 +190,8 @@ start = lab.analysis.relative(
     target["boxes"][RING],
 )
 far = int(mine[start.norm(dim=1).argmax()])
-lab.viz.layers_figure(image, customized, far, size, size, strides=model.strides, target=target)
+figure = lab.viz.layers_figure(image, customized, far, size, size, strides=model.strides, target=target)
+figure.update_layout(width=720, height=320)
 
 # %%
 from codetr_lab.boxes import cxcywh_to_xyxy, iou
@@ -251,11 +254,11 @@ lab.viz.iof_iob_figure(curves, title="Attention of matched queries, last layer")
 #
 # ## By hand
 #
-# The explorer shows any query of any group in any layer. Put `explorer` alone into a new cell, run it, and click on a
-# marker.
+# The explorer shows any query of any group in any layer: choose a group, and click on a marker. (In the saved file it
+# is a still picture.)
 
 # %%
-explorer = lab.viz.QueryExplorer(model, image, target)
+lab.viz.QueryExplorer(model, image, target)
 
 # %% [markdown]
 # ## Exercises

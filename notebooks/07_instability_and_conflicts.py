@@ -203,8 +203,12 @@ lab.viz.side_by_side(
 # %% [markdown]
 # ## The distance of two heads
 #
-# Eq. 9 measures how far two such maps are apart, by the Kullback-Leibler divergence KL(p, q) = Σ p · log(p / q). It is
-# zero for equal maps, and it is not symmetric: it asks how surprised q would be by what p looks at.
+# How far are two such maps p and q apart? Equation 9 takes the Kullback-Leibler divergence,
+#
+# $$\mathrm{KL}(p, q) = \sum_{x} p(x) \, \log \frac{p(x)}{q(x)},$$
+#
+# a sum over the pixels x. It is zero for equal maps, and it is not symmetric: it asks how surprised q would be by what
+# p looks at. Its unit is the *nat*, since the logarithm is the natural one.
 
 # %%
 p, q = torch.tensor([[0.7, 0.2, 0.1]]), torch.tensor([[0.1, 0.3, 0.6]])
@@ -218,7 +222,10 @@ assert float(lab.analysis.head_distance(p, q)) != float(lab.analysis.head_distan
 # (In real maps many pixels are exactly zero, and log 0 would make the distance infinite. The library first mixes in a
 # thousandth of the uniform distribution; the paper does not say what it does.)
 #
-# The mean over images gives a matrix, the supplement's Fig. 1. A row tells how one head's view surprises the others.
+# The mean over images gives a matrix $\mathcal{S}_{i,j}$, the supplement's Fig. 1. A row tells how one head's view
+# surprises the others. Equation 10 makes one number per auxiliary head of it, the average distance
+#
+# $$\mathcal{S}_i = \frac{1}{2(K-1)} \sum_{j \neq i} (\mathcal{S}_{i,j} + \mathcal{S}_{j,i}).$$
 
 # %%
 relation = lab.analysis.RelationMatrix()
@@ -263,7 +270,7 @@ Markdown(markdown_table(figure6, records))
 # The paper says where conflicts come from: "the same spatial coordinate is assigned to different foreground boxes or
 # treated as background in different auxiliary heads". For this no training is needed, only the rules. We give our
 # trained encoder six different heads. The four new ones are untrained, but RetinaNet, FCOS and GFL assign by geometry
-# alone, so that does not matter; PAA asks its own head, so it comes last and is to be taken with salt.
+# alone, so that does not matter; PAA asks its own head, so it comes last, and its count says little.
 #
 # `head_claims` says for every cell of the pyramid which object a head claims it for.
 
@@ -276,20 +283,15 @@ for name, claimed in claims.items():
     print(f"{lab.viz.head_title(name):>13}: {number:3d} of {len(claimed)} cells are an object")
 
 # %% [markdown]
-# Where do they agree? Here is the finest level of the first image: how many of the six heads claim each cell.
+# Where do they agree? Here is the finest level of the first image. The number in a cell says how many of the six heads
+# claim it.
 
 # %%
 rows, columns = several.pyramid[0].shape[2:]
 votes = torch.stack([claimed.any(dim=1) for claimed in claims.values()]).sum(dim=0)
-finest = votes[: rows * columns].view(rows, columns).float()
-side = held_out.image(0).shape[0] // rows
-lab.viz.score_map_figure(
-    held_out.image(0),
-    finest.repeat_interleave(side, 0).repeat_interleave(side, 1).numpy(),
-    score="heads that claim the cell",
-    target=targets[0],
-    title="six heads, finest level",
-)
+finest = votes[: rows * columns].view(rows, columns)
+title = "heads that claim a cell"
+lab.viz.votes_figure(held_out.image(0), finest.numpy(), len(order), target=targets[0], title=title)
 
 # %% [markdown]
 # A cell is *disputed* if some heads claim it for an object and others do not. Add the heads one after the other, over
@@ -324,9 +326,8 @@ assert contested["K = 2"] > agreed["K = 2"]
 
 # %%
 six_times = reconfigured(model, aux_heads=("atss",) * 6).trace(batch, targets)
-same = sum(
-    int(lab.analysis.disputed(lab.analysis.head_claims(six_times, image).values()).sum()) for image in range(len(batch))
-)
+equal_heads = [lab.analysis.head_claims(six_times, image).values() for image in range(len(batch))]
+same = sum(int(lab.analysis.disputed(claims).sum()) for claims in equal_heads)
 print("disputed cells with six ATSS heads:", same, "- with six different heads:", disputes[-1])
 assert same == 0 < disputes[-1]
 

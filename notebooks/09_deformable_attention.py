@@ -105,9 +105,15 @@ assert read[2] == 0
 # %% [markdown]
 # ## The operator in ten lines
 #
-# Equation 3 of Deformable DETR, without the linear layers around it: for every query and every attention head, the sum
-# over levels and points of *weight* times *sampled value*. `einsum` sums over all letters that are missing on the right
-# of the arrow: points `p`, rows `h`, columns `w`. The others are batch `b`, query `q`, head `m` and channel `d`.
+# Equation 3 of Deformable DETR, without the linear layers around it: for every query q and every attention head m, the
+# sum over levels l and points p of *weight* times *sampled value*,
+#
+# $$\mathrm{output}_{qm} = \sum_{l=1}^{L} \sum_{p=1}^{P} A_{qmlp} \; \mathbf{x}^{l}_{m}(\mathbf{s}_{qmlp}),$$
+#
+# where $\mathbf{x}^{l}_{m}(\mathbf{s})$ reads head m's channels of level l at the location $\mathbf{s}$, between cells
+# as above. `value` holds the cells of all levels in one row, S in all, with M heads of D channels. `einsum` multiplies
+# and sums over all letters that are missing on the right of the arrow: points `p`, rows `h`, columns `w`. The others
+# are batch `b`, query `q`, head `m` and channel `d`.
 
 
 # %%
@@ -158,7 +164,7 @@ print("gradcheck:", right)
 assert right
 
 # %% [markdown]
-# There is one place where it must fail. Move a point along row 2 of the map above, and plot what it reads:
+# There is one kind of place where it must fail. Move a point along row 2 of the map above, and plot what it reads:
 
 # %%
 along = torch.linspace(0, 1, 121, dtype=torch.float64)
@@ -196,11 +202,17 @@ for name, (at, expected) in places.items():
     print(f"{name:>17}: slope {float(gradient[0, 0]):.0f}")
     assert abs(float(gradient[0, 0]) - expected) < 1e-9
 
+peak = torch.tensor([[3.5 / 6, 2.2 / 4]], dtype=torch.float64, requires_grad=True)
+right = gradcheck(read_at, peak, raise_exception=False)
+print("gradcheck on the peak itself:", right)
+assert not right
+
 # %% [markdown]
 # ## In a detector
 #
 # A trained model chooses locations and weights itself. Here is one query of its decoder's last layer, on an image that
-# it has not seen in training: four heads, three levels, four points each. The larger a marker, the more weight.
+# it has not seen in training: four heads, three levels, four points each. The larger a marker, the more weight; its
+# shape is the level, its shade the attention head. The percentages say which share of the weight each level gets.
 
 # %%
 from codetr_lab.data.shapes import Shapes
@@ -319,7 +331,8 @@ assert samples * large.depth * 4 > 1e9
 #
 # `codetr_lab/bench/op.py` lets both backends take turns in one process, so that whatever else the machine does hits
 # both. The *floor* is the time to read every input and write every result once, at the speed at which this machine
-# copies memory. Times are CPU time of one thread.
+# copies memory. Times are CPU time of one thread. The `lab` cases are as large as in our lab models (four images of
+# 128 x 128 pixels), `decoder, 4 levels` as in a released one (800 x 1333 pixels).
 
 # %%
 from codetr_lab.bench.common import BenchError, copy_speed

@@ -20,7 +20,8 @@
 # and release part, there is a setting. In this notebook you flip these settings one by one and each time read a number
 # off the model. The whole list is in [docs/paper_and_release.md](../docs/paper_and_release.md).
 #
-# You need the paper at hand (Sec. 3.2 and 3.3, six equations), and the [quickstart](01_quickstart.ipynb).
+# You need the paper at hand (Sec. 3.2 and 3.3, six equations), and [notebook 3](03_inside_co_detr.ipynb), which builds
+# these equations.
 
 # %% tags=["colab"] jupyter={"source_hidden": true}
 # For Google Colab alone; provided, but not tested here. Everywhere else this cell does nothing.
@@ -61,10 +62,13 @@ seen: list[tuple[str, object, object]] = []
 # %% [markdown]
 # ## The loss counts the encoder several times
 #
-# Equation 6 sums over the L decoder layers, and λ₂ times the encoder's loss stands inside the sum, although the encoder
-# has only one output. A slip of the pen? The release does the same by hand: it multiplies the heads' loss weights with
-# 6 · 2 = 12. Here it is the setting `lambda_2_per_layer`. `reconfigured` gives the same weights another setting, so
-# that nothing else changes.
+# $$\mathcal{L}^{global} = \sum_{l=1}^{L} \left(\tilde{\mathcal{L}}_l^{dec} + \lambda_1 \sum_{i=1}^{K}
+# \mathcal{L}_{i,l}^{dec} + \lambda_2 \mathcal{L}^{enc}\right)$$
+#
+# Equation 6 sums over the L decoder layers, and $\lambda_2$ times the encoder's loss stands inside the sum, although
+# the encoder has only one output. A slip of the pen? The release does the same by hand: it multiplies the heads' loss
+# weights with 6 · 2 = 12, for six layers and $\lambda_2 = 2$. Here it is the setting `lambda_2_per_layer`.
+# `reconfigured` gives the same weights another setting, so that nothing else changes.
 
 
 # %%
@@ -87,8 +91,8 @@ assert full_size.aux_loss_factor == 6 * 2.0
 seen.append(("factor on the heads' losses", "2, or 12", int(full_size.aux_loss_factor)))
 
 # %% [markdown]
-# So there is no contradiction, only a reading that matters: who takes λ₂ = 2 and counts the encoder's loss once trains
-# with a sixth of what the authors used.
+# So there is no contradiction, only a reading that matters: who takes $\lambda_2 = 2$ and counts the encoder's loss
+# once trains with a sixth of what the authors used.
 #
 # ## "No negative queries are introduced in the decoder"
 #
@@ -223,9 +227,12 @@ assert all(torch.isfinite(loss).all() for loss in empty.losses.values())
 # %% [markdown]
 # ## Eq. 4 loses a term
 #
-# A customized query is the sum of two terms, Linear(PE(B)) + Linear(E(F)): where the positive lies, and what the
-# features are there. The released Co-DINO leaves the second term out (`queries.features=False`). Test it: exchange the
-# features of the positives for noise and see whether the queries notice.
+# $$\mathbf{Q}_i = \mathrm{Linear}(\mathrm{PE}(\mathbf{B}_i^{pos})) + \mathrm{Linear}(\mathrm{E}(\{\mathcal{F}_*\},
+# pos))$$
+#
+# A customized query is the sum of two terms: where the positive lies, and what the features are there. The released
+# Co-DINO leaves the second term out (`queries.features=False`). Test it: exchange the features of the positives for
+# noise and see whether the queries notice.
 
 # %%
 from dataclasses import replace
@@ -251,9 +258,10 @@ seen.append(("terms of Eq. 4 in Co-DINO", 2, 1))
 # %% [markdown]
 # ## Class 0 means "object"
 #
-# A two-stage DETR ranks the encoder's tokens and makes queries of the best. Ranked by what? The release takes the logit
-# of *class 0* alone, and trains this encoder output with label 0 for every object, whatever its class. In COCO class 0
-# is "person"; nobody would guess it from the paper, and it is no mistake: one logit is enough for "there is something".
+# A two-stage DETR ranks the encoder's *tokens* (the cells of all levels) and makes queries of the best. Ranked by what?
+# Co-Deformable-DETR takes the logit of *class 0* alone, and trains this encoder output with label 0 for every object,
+# whatever its class. In COCO class 0 is "person"; nobody would guess it from the paper, and it is no mistake: one logit
+# is enough for "there is something".
 
 # %%
 proposals = trace.proposals
@@ -326,7 +334,7 @@ seen.append(("Co-DINO's box minus next reference", "not said", round(gaps["Co-DI
 #
 # The abstract says that Co-DETR needs no hand-crafted NMS. Sec. 4.3 adds in passing that NMS was adopted for Co-DINO,
 # and the released Co-DINO is tested with *soft-NMS*: a box that overlaps a better one of its class by an IoU of 0.8 or
-# more is kept with a lower score. What would it do to our model?
+# more is kept with a lower score (plain NMS would drop it). What would it do to our model?
 
 # %%
 soft = reconfigured(model, soft_nms_iou=0.8)
@@ -347,8 +355,9 @@ seen.append(("Co-DINO's IoU of soft-NMS", "not said", 0.8))
 # %% [markdown]
 # ## Numbers in configurations
 #
-# Some differences are plain numbers. The supplement speaks of 1000 denoising queries for the largest models, and says
-# that two-stage heads read the same levels as one-stage heads. The presets hold what the released configurations say:
+# Some differences are plain numbers. The supplement speaks of 1000 *denoising queries* (objects' boxes, shaken, which
+# DINO's decoder learns to put right) for the largest models, and says that two-stage heads read the same levels as
+# one-stage heads. The presets hold what the released configurations say:
 
 # %%
 recipes = {
@@ -391,8 +400,9 @@ for topic, by_paper, by_release in seen:
 assert all(by_paper != by_release for _, by_paper, by_release in seen)
 
 # %% [markdown]
-# How much does each matter for AP? The paper's ablations do not ask, and this notebook does not either: it shows *that*
-# they differ. Each setting can be trained: `codetr train --help` lists them.
+# *Not said* means that the paper leaves it open, so the code had to settle it. How much does each matter for AP? The
+# paper's ablations do not ask, and this notebook does not either: it shows *that* they differ. Each setting can be
+# trained: `codetr train --help` lists them.
 #
 # ## Exercises
 #

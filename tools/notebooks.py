@@ -1,5 +1,7 @@
 """Write every notebooks/*.ipynb from the .py source beside it, executed: `make notebooks`, or with names of sources.
 
+Each exercise is tried as well: its solution, given as the answer, must be found right.
+
 The same source gives the same file, apart from what the cells print: cells are numbered instead of carrying random
 ids, and nothing about the machine or the time is kept. Figures are kept as pictures, which GitHub shows as well as
 JupyterLab does; run the cell, and the figure is live. (Drawing the pictures needs Chromium or Chrome.)
@@ -11,6 +13,7 @@ import base64
 import io
 import json
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -38,6 +41,10 @@ KEPT = ((DRAWN, 80), (1.5, 80), (1.25, 80), (1.0, 80), (1.0, 60))
 """Pixels of a kept picture per pixel of its figure, and JPEG quality: the first that keeps the outputs small enough."""
 
 
+class ExerciseError(Exception):
+    """A solution that does not accept itself as the answer."""
+
+
 def from_source(source: Path) -> NotebookNode:
     """The notebook of a py:percent source, without outputs."""
     notebook = jupytext.read(source, fmt="py:percent")
@@ -59,6 +66,7 @@ def execute(notebook: NotebookNode, folder: Path) -> None:
     Raises:
         CellExecutionError: a cell failed.
         CellTimeoutError: a cell took longer than `CELL_SECONDS`.
+        ExerciseError: an exercise finds its own solution wrong.
     """
     os.environ["PLOTLY_RENDERER"] = "plotly_mimetype"  # figures as data; the other renderer adds plotly.js, 4 MB
     client = NotebookClient(
@@ -70,9 +78,28 @@ def execute(notebook: NotebookNode, folder: Path) -> None:
         extra_arguments=["--log-level=ERROR"],
         resources={"metadata": {"path": str(folder)}},
     )
-    client.execute()
-    notebook.metadata["language_info"] = {"name": "python"}  # the kernel wrote its version
+    client.reset_execution_trackers()
+    with client.setup_kernel():
+        executed = 0
+        for index, cell in enumerate(notebook.cells):
+            executed += cell.cell_type == "code"
+            client.execute_cell(cell, index, execution_count=executed)
+            if "solution" in cell.metadata.get("tags", []):
+                answered = nbformat.v4.new_code_cell(with_right_answer(cell.source))
+                client.execute_cell(answered, index, store_history=False)
+                notebook.cells[index] = cell
+                printed = "\n".join(output.get("text", "") for output in answered.outputs)
+                if not re.search("^Right", printed, re.MULTILINE):
+                    raise ExerciseError(f"the exercise does not accept its own solution:\n{cell.source}")
     drop_widgets(notebook)
+
+
+def with_right_answer(source: str) -> str:
+    """A solution's code with the solution as the answer; of a list of solutions, the first."""
+    (number,) = set(re.findall(r"\banswer_(\d)\b", source))
+    solution = f"solution_{number}"
+    answer = f"answer_{number} = {solution}[0] if isinstance({solution}, list) else {solution}"
+    return source.replace(f"if answer_{number} is None:", f"{answer}\nif answer_{number} is None:")
 
 
 def drop_widgets(notebook: NotebookNode) -> None:
@@ -136,7 +163,7 @@ def main(arguments: Sequence[str]) -> int:
         try:
             execute(notebook, source.parent)
             keep_pictures(notebook)
-        except (CellExecutionError, CellTimeoutError, ExportError) as error:
+        except (CellExecutionError, CellTimeoutError, ExerciseError, ExportError) as error:
             print(f"{source.name}: {error}", file=sys.stderr)
             failed += 1
             continue

@@ -16,7 +16,7 @@ from codetr_lab.viz.detections import detection_figure, detections_figure
 from codetr_lab.viz.export import save_html, save_png
 from codetr_lab.viz.flow import flow_figure
 from codetr_lab.viz.image import image_figure, object_names, side_by_side
-from codetr_lab.viz.levels import levels_figure
+from codetr_lab.viz.levels import levels_figure, votes_figure
 from codetr_lab.viz.live import TrainingWatch
 from codetr_lab.viz.queries import layers_figure, query_figure, refinement, sampling_figure
 from codetr_lab.viz.relation import bars_figure, distances_figure, positions_figure, relation_figure
@@ -67,6 +67,7 @@ __all__ = [
     "score_map_figure",
     "side_by_side",
     "verdict_figure",
+    "votes_figure",
 ]
 
 

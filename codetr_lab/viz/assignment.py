@@ -147,7 +147,7 @@ def assignment_figure(
     _add_markers(
         figure, assignment, table, negative, "negative", dot, name=f"negative · {int(negative.sum())}", legendrank=2000
     )
-    cross = {"symbol": "x-thin", "size": 6, "line": {"color": colors.IGNORED, "width": 1.5}}
+    cross = {"symbol": "x", "size": 6, "color": colors.IGNORED, "line": {"color": "#FFFFFF", "width": 1}}
     ignored = assignment.ignored.numpy() & valid
     _add_markers(
         figure, assignment, table, ignored, "ignored", cross, name=f"ignored · {int(ignored.sum())}", legendrank=1900

@@ -45,6 +45,10 @@ def cells_figure(values: np.ndarray, points: np.ndarray | None = None, title: st
     styled(figure, "column", "row", title, 110 + 52 * height)
     left, right = min(-0.5, *x, 0) - 0.1, max(width - 0.5, *x, 0) + 0.1
     top, bottom = min(-0.5, *y, 0) - 0.1, max(height - 0.5, *y, 0) + 0.1
-    figure.update_xaxes(range=[left, right], dtick=1, showgrid=False, zeroline=False, constrain="domain")
-    figure.update_yaxes(range=[bottom, top], dtick=1, showgrid=False, zeroline=False, scaleanchor="x")
+    figure.update_xaxes(
+        range=[left, right], tickvals=list(range(width)), showgrid=False, zeroline=False, constrain="domain"
+    )
+    figure.update_yaxes(
+        range=[bottom, top], tickvals=list(range(height)), showgrid=False, zeroline=False, scaleanchor="x"
+    )
     return figure.update_layout(width=140 + round(52 * (right - left)))

@@ -16,7 +16,6 @@ def styled(figure: go.Figure, x_title: str, y_title: str, title: str, height: in
     figure.update_xaxes(title={"text": x_title, "standoff": 8}, **axis)
     figure.update_yaxes(title={"text": y_title, "standoff": 8}, **axis)
     figure.update_layout(
-        # at the very top, with the legend's rows between it and the curves
         title={
             "text": title,
             "x": 0,
@@ -30,8 +29,9 @@ def styled(figure: go.Figure, x_title: str, y_title: str, title: str, height: in
         font={"family": FONT, "size": 13, "color": colors.TEXT},
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
-        margin={"l": 48, "r": 8, "t": 64 if title else 36, "b": 48},
-        legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
+        margin={"l": 48, "r": 8, "t": 44 if title else 16, "b": 8},
+        # At the very bottom, by the container: Plotly then makes room for all of its rows, whatever their number.
+        legend={"orientation": "h", "x": 0, "y": 0, "yref": "container", "yanchor": "bottom"},
         hoverlabel={"font": {"family": FONT, "size": 13}},
         height=height,
     )

@@ -104,7 +104,6 @@ def positions_figure(points: Mapping[tuple[str, str], np.ndarray], title: str = 
     square = {"color": colors.TEXT, "width": 2}
     figure.add_shape(type="rect", x0=-0.5, y0=-0.5, x1=0.5, y1=0.5, line=square)
     styled(figure, "widths from the object's centre", "heights from the object's centre", title, 560)
-    figure.update_xaxes(range=[-0.6, 0.6], constrain="domain")
-    figure.update_yaxes(range=[0.6, -0.6], scaleanchor="x", constrain="domain")
-    legend = {"orientation": "h", "x": 0, "y": -0.14, "yanchor": "top"}
-    return figure.update_layout(width=520, legend=legend, margin={"b": 120, "t": 40 if title else 8})
+    figure.update_xaxes(range=[-0.6, 0.6], dtick=0.25, constrain="domain")
+    figure.update_yaxes(range=[0.6, -0.6], dtick=0.25, scaleanchor="x", constrain="domain")
+    return figure.update_layout(width=520)

@@ -50,7 +50,7 @@ def losses_figure(records: Sequence[Mapping[str, Any]], title: str = "") -> go.F
         dashes[name] = "dash" if part == "head" else "solid"
     figure = curves_figure(named, "training step", "loss", line_colors=line_colors, dashes=dashes, title=title)
     figure.update_yaxes(type="log", dtick="D2")  # ticks at 1, 2, 5
-    return figure
+    return figure.update_layout(height=400)  # the legend has many rows
 
 
 def metric_curves(records: Sequence[Mapping[str, Any]], metric: str = "AP") -> Curves:
@@ -100,5 +100,4 @@ def runs_figure(runs: Mapping[str, Sequence[Mapping[str, Any]]], metric: str = "
             )  # fmt: skip
     styled(figure, "training step", "", title, 340)
     figure.update_yaxes(rangemode="tozero", row=1, col=2)
-    legend = {"orientation": "h", "x": 0, "y": -0.22, "yanchor": "top"}
-    return figure.update_layout(width=880, legend=legend, margin={"t": 76 if title else 36, "b": 84})
+    return figure.update_layout(width=880, margin_t=76 if title else 36)

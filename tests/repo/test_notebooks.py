@@ -28,6 +28,19 @@ SMALL = """\
 print(6 * 7)
 """
 
+EXERCISE = """\
+
+# %%
+answer_1 = None
+
+# %% tags=["solution"]
+solution_1 = 42
+if answer_1 is None:
+    print("Your turn.")
+else:
+    print("Right." if answer_1 == solution_1 else "Not yet.")
+"""
+
 
 @pytest.fixture(scope="module")
 def tool() -> ModuleType:
@@ -102,13 +115,15 @@ def test_it_asks_one_question_and_ends_in_three_exercises(source: Path) -> None:
 @pytest.mark.notebook
 def test_writing_a_notebook(tool: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = tmp_path / "small.py"
-    source.write_text(SMALL)
+    source.write_text(SMALL + EXERCISE)
     assert tool.main([str(source)]) == 0
     first = source.with_suffix(".ipynb").read_bytes()
     assert b"42" in first and str(tmp_path).encode() not in first
     assert tool.main([str(source)]) == 0
     assert source.with_suffix(".ipynb").read_bytes() == first
-    assert "small.ipynb: 2 cells" in capsys.readouterr().out
+    assert "small.ipynb: 4 cells" in capsys.readouterr().out
+    assert [cell.execution_count for cell in read(source).cells[1:]] == [1, 2, 3]
+    assert "Your turn" in first.decode() and "Right." not in read(source).cells[-1].outputs[0].text
 
 
 @pytest.mark.browser
@@ -135,13 +150,15 @@ def test_a_figure_is_kept_as_a_picture_that_fits(tool: ModuleType, monkeypatch: 
 def test_a_notebook_that_fails_is_not_written(
     tool: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    failing, large = tmp_path / "failing.py", tmp_path / "large.py"
+    failing, large, wrong = (tmp_path / f"{name}.py" for name in ("failing", "large", "wrong"))
     failing.write_text(SMALL + "assert 1 == 2\n")
     large.write_text(SMALL + f"print('x' * {tool.LARGEST_OUTPUTS})\n")
-    assert tool.main([str(failing), str(large)]) == 1
+    wrong.write_text(SMALL + EXERCISE.replace("== solution_1", "== 43"))
+    assert tool.main([str(failing), str(large), str(wrong)]) == 1
     shown = capsys.readouterr().err
     assert "failing.py" in shown and "AssertionError" in shown
     assert "large.py" in shown and "show less" in shown
+    assert "wrong.py: the exercise does not accept its own solution" in shown
     assert not list(tmp_path.glob("*.ipynb"))
 
 

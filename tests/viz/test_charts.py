@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 import pytest
 
-from codetr_lab.viz import colors, curves_figure, grouped_bars_figure, positives_bar
+from codetr_lab.viz import colors, curves_figure, grouped_bars_figure, positives_bar, save_html
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
 
 
 def test_bars_are_the_counts() -> None:
@@ -45,3 +51,19 @@ def test_more_curves_than_colours_differ_by_dash() -> None:
     figure = curves_figure({str(i): ([0], [i]) for i in range(count)}, "x", "y")
     assert figure.data[0].line.color == figure.data[-1].line.color
     assert figure.data[0].line.dash != figure.data[-1].line.dash
+
+
+@pytest.mark.browser
+def test_a_legend_of_many_rows_meets_neither_title_nor_axis(browser_page: Page, tmp_path: Path) -> None:
+    curves = {f"a curve with a long name, {i}": ([0, 1], [i, i + 1]) for i in range(12)}
+    path = save_html(curves_figure(curves, "training step", "loss", title="a title"), tmp_path / "figure.html")
+    browser_page.goto(path.as_uri())
+    browser_page.wait_for_selector(".legend .traces >> nth=11")
+    box = {
+        name: browser_page.locator(name).first.bounding_box() for name in (".gtitle", ".legend", ".xtitle", ".nsewdrag")
+    }
+    title, legend, axis, plot = box.values()
+    assert title and legend and axis and plot
+    assert title["y"] + title["height"] <= plot["y"]
+    assert axis["y"] + axis["height"] <= legend["y"]
+    assert legend["height"] > 60 and plot["height"] > 60
