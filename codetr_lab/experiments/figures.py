@@ -81,11 +81,7 @@ def _lines(
 def _panels(titles: Sequence[str], experiment: Experiment) -> go.Figure:
     figure = make_subplots(1, len(titles), subplot_titles=list(titles), horizontal_spacing=0.1)
     styled(figure, "", "", f"{experiment.source}: {experiment.title}", 460)
-    figure.update_layout(
-        width=1000, margin={"l": 56, "r": 16, "t": 90, "b": 120},
-        legend={"orientation": "h", "x": 0, "y": -0.22, "yanchor": "top"},
-    )  # fmt: skip
-    return figure
+    return figure.update_layout(width=1000, margin={"l": 56, "r": 16, "t": 76})
 
 
 def convergence(experiment: Experiment, records: Sequence[Record], cells: Sequence[Cell]) -> go.Figure:
