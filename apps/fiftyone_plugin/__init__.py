@@ -7,9 +7,24 @@ from typing import Any
 import fiftyone.operators as foo
 import fiftyone.operators.types as types
 import plotly.graph_objects as go
+from fiftyone.server.view import get_extended_view
 
 from codetr_lab.integrations.fiftyone import actions, summary
 from codetr_lab.viz import summary as figures
+
+HEIGHT = "max(220px, calc(55vh - 120px))"
+"""Of a figure: what the saved workspace leaves for a panel."""
+
+
+def shown(ctx: Any) -> Any:
+    """The context with the view that the grid shows.
+
+    FiftyOne's own leaves out the sidebar's filters while a saved view is open.
+    """
+    filters, extended = ctx.request_params.get("filters"), ctx.request_params.get("extended")
+    if ctx.request_params.get("view_name") and (filters or extended):
+        ctx._view = get_extended_view(ctx.view, filters, extended_stages=dict(extended or {}))
+    return ctx
 
 
 class _FigurePanel(foo.Panel):
@@ -18,23 +33,29 @@ class _FigurePanel(foo.Panel):
     name: str
     label: str
     icon: str
-    nothing = "This dataset was not built by codetr fiftyone."
 
     @property
     def config(self) -> foo.PanelConfig:
         return foo.PanelConfig(name=self.name, label=self.label, icon=self.icon, surfaces="grid")
 
-    def figure(self, view: Any) -> go.Figure | None:
+    def figure(self, view: Any) -> go.Figure:
         raise NotImplementedError
 
     def on_load(self, ctx: Any) -> None:
-        figure = self.figure(ctx.view) if summary.models_of(ctx.view) and len(ctx.view) else None
-        content = None if figure is None else figure.to_plotly_json()
-        layout = (
-            None if content is None else content["layout"] | {"height": 340, "showlegend": len(content["data"]) > 1}
-        )
-        ctx.panel.set_state("layout", layout)
-        ctx.panel.set_data("plot", [] if content is None else list(content["data"]))
+        view = shown(ctx).view
+        if not summary.models_of(view):
+            self._say(ctx, "This dataset was not built by `codetr fiftyone`.")
+        elif not len(view):
+            self._say(ctx, "No sample is in view.")
+        else:
+            content = self.figure(view).to_plotly_json()
+            layout = {key: value for key, value in content["layout"].items() if key != "height"}
+            ctx.panel.set_state("layout", layout | {"showlegend": len(content["data"]) > 1})
+            ctx.panel.set_data("plot", list(content["data"]))
+
+    def _say(self, ctx: Any, words: str) -> None:
+        ctx.panel.set_state("layout", None)
+        ctx.panel.set_state("words", words)
 
     on_change_view = on_load
     on_change_extended_selection = on_load
@@ -44,9 +65,9 @@ class _FigurePanel(foo.Panel):
         panel = types.Object()
         layout = ctx.panel.get_state("layout")
         if layout is None:
-            panel.md(self.nothing, name="nothing")
+            panel.md(ctx.panel.get_state("words"), name="words")
         else:
-            panel.plot("plot", layout=layout, config={"displaylogo": False, "responsive": True})
+            panel.plot("plot", layout=layout, height=HEIGHT, config={"displaylogo": False, "responsive": True})
         return types.Property(panel)
 
 
@@ -55,7 +76,7 @@ class IofIobCurves(_FigurePanel):
 
     name, label, icon = "iof_iob_curves", "IoF-IoB curves", "show_chart"
 
-    def figure(self, view: Any) -> go.Figure | None:
+    def figure(self, view: Any) -> go.Figure:
         return figures.mean_curves_figure(summary.mean_curves(view), len(view))
 
 
@@ -64,7 +85,7 @@ class PositivesPerObject(_FigurePanel):
 
     name, label, icon = "positives_per_object", "Positives per object", "bar_chart"
 
-    def figure(self, view: Any) -> go.Figure | None:
+    def figure(self, view: Any) -> go.Figure:
         return figures.mean_positives_figure(summary.positives_per_object(view), len(view))
 
 
@@ -73,7 +94,7 @@ class HeadAgreement(_FigurePanel):
 
     name, label, icon = "head_agreement", "Head agreement", "grid_on"
 
-    def figure(self, view: Any) -> go.Figure | None:
+    def figure(self, view: Any) -> go.Figure:
         return figures.agreement_figure(*summary.agreement(view), len(view))
 
 
@@ -131,7 +152,7 @@ class Reassign(_Form):
 
     def execute(self, ctx: Any) -> dict[str, Any]:
         given = {k: v for k, v in ctx.params.items() if k in actions.rules()[ctx.params["rule"]]}
-        count = actions.reassign(ctx.target_view(), ctx.params["rule"], ctx.params["field"], **given)
+        count = actions.reassign(shown(ctx).target_view(), ctx.params["rule"], ctx.params["field"], **given)
         ctx.ops.reload_dataset()
         return {"positives": count}
 
@@ -154,7 +175,9 @@ class RunModel(_Form):
         return types.Property(form, view=types.View(label=self.label))
 
     def execute(self, ctx: Any) -> dict[str, Any]:
-        count = actions.run_model(ctx.target_view(), ctx.params["model"], ctx.params["head"], ctx.params["field"])
+        count = actions.run_model(
+            shown(ctx).target_view(), ctx.params["model"], ctx.params["head"], ctx.params["field"]
+        )
         ctx.ops.reload_dataset()
         return {"detections": count}
 

@@ -58,6 +58,7 @@ class ImageRecord:
 
     Attributes:
         image_id: the data set's own.
+        number: its place in the data set, from 0, by which the workbench knows it.
         path: the image file.
         size: (height, width) in pixels.
         truth: the objects, in the data set's order; `values["crowd"]` where it is a crowd.
@@ -69,6 +70,7 @@ class ImageRecord:
     """
 
     image_id: int
+    number: int
     path: Path
     size: tuple[int, int]
     truth: list[Mark]
@@ -86,7 +88,7 @@ def field_prefixes(names: Sequence[str]) -> dict[str, str]:
 
 def fingerprint(models: Mapping[str, CoDETR], min_score: float) -> str:
     """Twelve hexadecimal digits of the models' configurations and weights and the settings."""
-    digest = hashlib.sha256(repr(min_score).encode())
+    digest = hashlib.sha256(f"records 2, {min_score!r}".encode())  # count up when records hold something new
     for name, model in models.items():
         digest.update(f"{name}{model.config}".encode())
         for key, tensor in model.state_dict().items():
@@ -102,6 +104,7 @@ def records(
     *,
     indices: Sequence[int] | None = None,
     min_score: float = 0.2,
+    built_from: str | None = None,
 ) -> Iterator[ImageRecord]:
     """The records of a data set's images, in order, one image at a time: losses and queries are then its own.
 
@@ -110,6 +113,7 @@ def records(
         paths: the image file of every index of the data set.
         indices: which images; all if left out.
         min_score: detections with a lower score are left out.
+        built_from: the models' `fingerprint`, if it is known already.
 
     Raises:
         IntegrationError: a model knows other classes than the data set.
@@ -120,7 +124,7 @@ def records(
                 f"{name} knows {model.config.num_classes} classes, {dataset.name} has {len(dataset.classes)}; "
                 "choose a model that was trained on these classes"
             )
-    built_from = fingerprint(models, min_score)
+    built_from = built_from or fingerprint(models, min_score)
     for index in range(len(dataset)) if indices is None else indices:
         views = [
             _View(models[name], dataset, index, prefix, min_score)
@@ -134,7 +138,7 @@ def records(
                   **{name: values[number] for part in counts for name, values in part.items() if number in values})
             for number, (box, label) in enumerate(zip(target["boxes"].tolist(), target["labels"].tolist(), strict=True))
         ]  # fmt: skip
-        record = ImageRecord(int(target["image_id"]), paths[index], size, truth, {}, {}, {}, {}, built_from)
+        record = ImageRecord(int(target["image_id"]), index, paths[index], size, truth, {}, {}, {}, {}, built_from)
         for view in views:
             record.boxes.update(view.boxes())
             record.maps.update(view.maps())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import importlib.util
 import logging
 import shutil
 import subprocess
@@ -17,7 +18,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from filelock import FileLock
 from PIL import Image
 
 import codetr_lab
@@ -37,6 +37,7 @@ from codetr_lab.integrations.fiftyone import (
     to_coco_results,
 )
 from codetr_lab.integrations.fiftyone.app import install_plugin
+from codetr_lab.integrations.fiftyone.build import build_lock
 from codetr_lab.integrations.fiftyone.look import MARK
 from codetr_lab.integrations.records import IntegrationError, records
 from codetr_lab.models.codetr import CoDETR
@@ -128,6 +129,23 @@ def test_summaries_follow_the_view(built: Any) -> None:
     assert all(matrix[i][i] == 1 for i in range(3)) and all(0 <= value <= 1 for row in matrix for value in row)
 
 
+def test_a_panel_follows_filters_on_a_saved_view(built: Any, repository: Path) -> None:
+    from fiftyone.operators.executor import ExecutionContext
+
+    spec = importlib.util.spec_from_file_location("plugin", repository / "apps" / "fiftyone_plugin" / "__init__.py")
+    assert spec is not None and spec.loader is not None
+    plugin = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(plugin)
+    built.save_view("later ones", built.match({"image_id": {"$gte": 1}}), overwrite=True)
+    request = {"dataset_name": "lab", "view_name": "later ones"}
+    filtered = request | {"filters": {"image_id": {"range": [0, 1], "exclude": False, "isMatching": True}}}
+    context = ExecutionContext(filtered)
+    assert plugin.shown(context).view.values("image_id") == [1]
+    assert context.target_view().values("image_id") == [1]
+    assert plugin.shown(ExecutionContext(request)).view.values("image_id") == [1, 2]
+    built.delete_saved_view("later ones")
+
+
 def test_operators(built: Any) -> None:
     view = built.limit(1)
     count = actions.reassign(view, "atss", "again", top_k=3)
@@ -138,6 +156,8 @@ def test_operators(built: Any) -> None:
     built.delete_sample_fields(["again", "tried"])
     link = actions.workbench_link(built, built.match({"image_id": 2}).first().id, "http://127.0.0.1:7861/")
     assert link == "http://127.0.0.1:7861/?tab=assign&image=2"
+    with pytest.raises(IntegrationError, match=r"lab has no sample 0{24}"):
+        actions.workbench_link(built, "0" * 24)
     with pytest.raises(IntegrationError, match="no rule 'nms'; choose from atss"):
         actions.reassign(view, "nms", "again")
 
@@ -233,7 +253,7 @@ def test_names_that_are_taken(
     fiftyone.delete_dataset("theirs")
     with pytest.raises(IntegrationError, match="lab was built from shapes, not from shapes:hard"):
         build_dataset(models, Shapes("val", images=1, difficulty="hard"), "lab", media=tmp_path, progress=False)
-    with FileLock(tmp_path / "build.lock"), pytest.raises(IntegrationError, match="another build of lab is at work"):
+    with build_lock("lab"), pytest.raises(IntegrationError, match="another build of lab is at work"):
         build_dataset(models, shapes, "lab", media=tmp_path, progress=False)
 
 

@@ -21,10 +21,10 @@ pytestmark = [pytest.mark.fiftyone, pytest.mark.slow]
 IMAGES, CHUNK = 96, 16
 
 
-def build(server: Server, folder: Path) -> subprocess.Popen[str]:
+def build(server: Server, folder: Path, media: str = "media") -> subprocess.Popen[str]:
     command = [
         sys.executable, "-m", "codetr_lab.cli", "fiftyone", "--model", "lab_baseline", "--compare", "--name", "faults",
-        "--limit", str(IMAGES), "--media", str(folder / "media"), "--no-open",
+        "--limit", str(IMAGES), "--media", str(folder / media), "--no-open",
     ]  # fmt: skip
     address = f"{server.address}?serverSelectionTimeoutMS=5000"  # how long a dead server is waited for
     environment = os.environ | {"FIFTYONE_DATABASE_URI": address, "FIFTYONE_DATABASE_VALIDATION": "false"}
@@ -38,7 +38,7 @@ def test_killed_builds_and_servers_lose_nothing(mongod: str, tmp_path: Path) -> 
         until(lambda: first.poll() is not None or (server.count() or 0) >= CHUNK, "a chunk is written")
         assert first.poll() is None
         first.send_signal(signal.SIGSTOP)
-        other = build(server, tmp_path)
+        other = build(server, tmp_path, "elsewhere")
         _, err = other.communicate(timeout=PATIENCE)
         assert other.returncode == 2 and "another build of faults is at work" in err.splitlines()[-1], err
         first.kill()

@@ -29,12 +29,13 @@ def workbench_link(dataset: fo.Dataset, sample_id: str, address: str = WORKBENCH
     """The workbench's page that shows a sample's image, by its number in the data set.
 
     Raises:
-        IntegrationError: the dataset has no such sample.
+        IntegrationError: the dataset has no such sample, or was not built here.
     """
-    ids = dataset.sort_by("image_id").values("id") if dataset.has_field("image_id") else dataset.values("id")
-    if sample_id not in ids:
-        raise IntegrationError(f"{dataset.name} has no sample {sample_id}")
-    query = urllib.parse.urlencode({"tab": "assign", "image": ids.index(sample_id)})
+    found = dataset.select(sample_id)
+    number = found.first()["number"] if len(found) and dataset.has_field("number") else None
+    if number is None:
+        raise IntegrationError(f"{dataset.name} has no sample {sample_id} that `codetr fiftyone` built")
+    query = urllib.parse.urlencode({"tab": "assign", "image": number})
     return f"{address.rstrip('/')}/?{query}"
 
 
