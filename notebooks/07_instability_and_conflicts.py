@@ -71,8 +71,8 @@ assert changed == [3, 5]
 assert lab.analysis.instability([before], [after]) == len(changed)
 
 # %% [markdown]
-# That is the *instability* (IS) of DN-DETR, averaged over images: one object that moves changes two queries. The most
-# possible is therefore twice the number of objects.
+# That is the *instability* (IS), as the authors of DN-DETR defined it, averaged over images: one object that moves
+# changes two queries. The most possible is therefore twice the number of objects.
 #
 # ## Watching a training
 #
@@ -112,7 +112,9 @@ assert sum(changes) / len(changes) == values[0]
 # ## A whole training
 #
 # The lab comes with the records of longer runs, with ten looks each. `kept_records` reads them. The figure shows IS in
-# percent of the most possible; a thick line is the mean over random seeds, thin lines are the single runs.
+# percent of the most possible; a thick line is the mean over random seeds, thin lines are the single runs. The left
+# panel is for models with *learned* queries, which are the same in every image; the right one for *two-stage* models
+# like ours, which make their queries from the image. A panel without lines has no runs yet.
 
 # %%
 records = kept_records()
