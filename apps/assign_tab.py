@@ -130,7 +130,7 @@ class AssignTab(Tab):
         valid = picked is not None and values["head"] in shown and 0 <= picked < len(shown[values["head"]].candidates)
         panels = []
         for head, assignment in shown.items():
-            figure = assignment_figure(
+            figure = assignment_figure.sketch(
                 seen.scene.image, assignment, head, classes=self.bench.classes, object_index=chosen,
                 selected=int(picked) if valid and head == values["head"] else None,
             )  # fmt: skip

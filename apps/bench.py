@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeVar, cast
 
 import numpy as np
 import torch
@@ -35,13 +35,14 @@ from codetr_lab.models.config import CoDETRConfig
 from codetr_lab.models.detection import detections as decoder_detections
 from codetr_lab.models.heads import AuxHead, MaskRCNNHead, build_heads
 from codetr_lab.structures import Assignment, Detections, Target, Trace
-from codetr_lab.viz.image import jpeg_uri
+from codetr_lab.viz.sketch import jpeg_uri
 
 SHOWN_SIDE = 900
 """Pixels of the longer side to which a picture is reduced for the page; models read it as it came."""
 REMEMBERED = 1_000_000_000
 """Bytes of traces that are kept."""
 Nms = Literal["own", "none", "all"]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -140,6 +141,10 @@ class Bench:
             target = target | {"masks": whole_boxes(target["boxes"], scene.size)}
         trace = self.models[model].trace(scene.batch, [target])
         return Seen(scene, trace, trace_assignments(trace), _backdrop(image))
+
+    def remembered(self, key: Hashable, compute: Callable[[], T]) -> T:
+        """What a page computed before under `key`, or what `compute` gives."""
+        return self._memory.get(("page", key), compute)
 
     def assignments(
         self, model: str, picture: Picture, values: Mapping[str, Mapping[str, float]]

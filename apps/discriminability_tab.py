@@ -135,9 +135,11 @@ class DiscriminabilityTab(Tab):
             target = seen.target if len(seen.target["boxes"]) else None
             if values["view"] == "mask":
                 inside = self.bench.foreground(values[side], picture).numpy()
-                figure = mask_figure(seen.scene.image, reading.scores.numpy(), inside, reading.threshold, target=target)
+                figure = mask_figure.sketch(
+                    seen.scene.image, reading.scores.numpy(), inside, reading.threshold, target=target
+                )
             else:
-                figure = score_map_figure(seen.scene.image, reading.scores.numpy(), score=score, target=target)
+                figure = score_map_figure.sketch(seen.scene.image, reading.scores.numpy(), score=score, target=target)
             point = reading.point()
             note = "" if point is None else f": IoF {point[0]:.2f}, IoB {point[1]:.2f}"
             note = f"S = {reading.words}{note}"
@@ -146,7 +148,7 @@ class DiscriminabilityTab(Tab):
         if curves:
             limits = {_name(side, r): r.threshold for side, r in zip(SIDES, readings, strict=True)}
             shades = {_name(side, r): c for side, r, c in zip(SIDES, readings, LINES, strict=True)}
-            figure = iof_iob_figure(curves, thresholds=limits, line_colors=shades)
+            figure = iof_iob_figure.sketch(curves, thresholds=limits, line_colors=shades)
             panels.append(Panel("curves", "IoF-IoB curves", figure, "further to the upper right is better"))
         return changes | {self.grid: panels_json(panels), self.table: _table(readings)}
 

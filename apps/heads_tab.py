@@ -84,11 +84,11 @@ class HeadsTab(Tab):
                 if known and values["judge"]:
                     judged = verdicts(shown, seen.target, values["iou"])
                     note += f"; {int(judged.right.sum())} right, {int(judged.missed.sum())} missed"
-                    figure = verdict_figure(
+                    figure = verdict_figure.sketch(
                         seen.scene.image, shown, judged, seen.target, head, classes=self.bench.classes
                     )
                 else:
-                    figure = detection_figure(
+                    figure = detection_figure.sketch(
                         seen.scene.image, shown, head, values["score"], classes=self.bench.classes,
                         target=seen.target if known else None,
                     )  # fmt: skip

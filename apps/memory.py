@@ -49,9 +49,11 @@ class Memory:
 
 
 def held_bytes(value: Any) -> int:
-    """The bytes of all tensors and arrays inside dataclasses, mappings, lists and tuples."""
+    """The bytes of all tensors, arrays and texts inside dataclasses, mappings, lists and tuples."""
     if isinstance(value, Tensor | np.ndarray):
         return int(value.nbytes)
+    if isinstance(value, str):
+        return len(value)
     if is_dataclass(value) and not isinstance(value, type):
         return sum(held_bytes(getattr(value, f.name)) for f in fields(value))
     if isinstance(value, Mapping):

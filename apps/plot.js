@@ -50,9 +50,11 @@ function addPanel() {
   const caption = make("figcaption", "panel-caption", panel);
   panel.swatch = make("span", "panel-swatch", caption);
   panel.heading = make("span", "panel-title", caption);
+  panel.save = saveMenu(panel);
+  caption.append(panel.save);
   panel.note = make("span", "panel-note", caption);
   panel.plot = make("div", "panel-plot", panel);
-  panel.setAttribute("role", "img");
+  panel.plot.setAttribute("role", "img");
   sizes.observe(panel.plot);
   return panel;
 }
@@ -130,7 +132,8 @@ async function show(panel, { name, title, note, color, figure, draw: drawing }, 
   panel.note.textContent = note;
   panel.swatch.style.background = color || "transparent";
   panel.swatch.hidden = !color;
-  panel.setAttribute("aria-label", title + ": " + note);
+  panel.plot.setAttribute("aria-label", title + ": " + note);
+  panel.save.named();
   const text = JSON.stringify([figure, drawing]);
   if (panel.text === text) return;
   const data = await Promise.all(figure.data.map(whole));

@@ -3,7 +3,8 @@
 Gradio's `gr.Plot` reports no clicks and draws a figure anew for every change. Here the installed plotly package's own
 script is served from this machine, a panel is redrawn (`Plotly.react`) only if its figure changed, and large parts of
 figures are fetched once (`apps.parts`). A click on a point sends `select` with the panel's name, the point's
-`customdata` and its trace's `meta`; a box drawn with the mouse sends `edit` with the panel's name and the box.
+`customdata` and its trace's `meta`; a box drawn with the mouse sends `edit` with the panel's name and the box. Every
+panel can be saved as a picture and as a page that needs nothing else.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ import plotly
 import plotly.graph_objects as go
 
 from apps.parts import figure_json
+from codetr_lab.viz.sketch import Sketch
 
 PLOTLY_SCRIPT = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
-_SCRIPT = Path(__file__).parent / "plot.js"
+_SCRIPTS = ("save.js", "plot.js")
 
 
 def allow_plotly_script() -> None:
@@ -42,7 +44,7 @@ class Panel:
 
     name: str
     title: str
-    figure: go.Figure
+    figure: go.Figure | Sketch
     note: str = ""
     color: str = ""
     backdrop: str = ""
@@ -61,7 +63,7 @@ def figure_grid(label: str, least: int = 220, **options: Any) -> gr.HTML:
     style = f"--least: {least}px"
     return gr.HTML(
         html_template=f'<div class="figure-grid" role="group" aria-label="{label}" style="{style}"></div>',
-        js_on_load=_SCRIPT.read_text(encoding="utf-8"),
+        js_on_load="\n".join((Path(__file__).parent / name).read_text(encoding="utf-8") for name in _SCRIPTS),
         head=f'<script src="/gradio_api/file={PLOTLY_SCRIPT}"></script>',
         apply_default_css=False,
         **options,

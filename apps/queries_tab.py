@@ -96,7 +96,7 @@ class QueriesTab(Tab):
         query = int(values["query"] or 0)
         size, config = seen.scene.size, self.bench.models[model].config
         valid = 0 <= query < group.kind.shape[1]
-        everything = query_figure(
+        everything = query_figure.sketch(
             seen.scene.image, shown, size, layer=layer, target=known, classes=self.bench.classes, object_index=chosen,
             selected=(group.name, query) if valid else None,
         )  # fmt: skip
@@ -105,7 +105,7 @@ class QueriesTab(Tab):
         if valid:
             level = values["level"] if values["level"] < len(seen.trace.memory) else ALL
             head = min(int(values["head"]), config.transformer.heads) - 1
-            one = sampling_figure(
+            one = sampling_figure.sketch(
                 seen.scene.image, group, query, layer, size, seen.scene.padded, head=None if head < 0 else head,
                 level=None if level == ALL else level, strides=self.bench.models[model].strides, target=known,
             )  # fmt: skip
@@ -114,7 +114,7 @@ class QueriesTab(Tab):
             words = f"{colors.head_title(group.name)} query {query}"
             panels.append(Panel("look", words, one, note, colors.head_color(group.name), seen.backdrop))
         if known is not None:
-            panels += self._distances(seen)
+            panels += self._distances(model, picture)
         changes |= {self.grid: panels_json(panels)}
         if not valid:
             words = f"There is no query {query}; this group has 0 to {group.kind.shape[1] - 1}."
@@ -138,16 +138,15 @@ class QueriesTab(Tab):
             self.controls["level"]: gr.Dropdown(self._levels(model)),
         }
 
-    @staticmethod
-    def _distances(seen: Seen) -> list[Panel]:
+    def _distances(self, model: str, picture: Picture) -> list[Panel]:
         """Fig. 7b for this image."""
-        distances = {
-            head: kinds for head, kinds in query_distances(seen.trace).items() if head not in colors.EXTRA_GROUPS
-        }
+        trace = self.bench.seen(model, picture).trace
+        found = self.bench.remembered(("distances", model, picture.key), lambda: query_distances(trace))
+        distances = {head: kinds for head, kinds in found.items() if head not in colors.EXTRA_GROUPS}
         if not distances:
             return []
         note = "from customized positive to original queries; 1 is the object's width or height"
-        return [Panel("distances", "Distances", distances_figure(distances), note)]
+        return [Panel("distances", "Distances", distances_figure.sketch(distances), note)]
 
     @staticmethod
     def _story(seen: Seen, name: str, query: int, objects: list[str]) -> str:

@@ -55,6 +55,13 @@ CSS = """
   line-height: 1.35; }
 .panel-swatch { width: 13px; height: 13px; border-radius: 3px; }
 .panel-title { font-size: 1.05rem; font-weight: 650; }
+.panel-save { position: relative; margin-left: auto; font-size: .8rem; color: var(--body-text-color-subdued); }
+.panel-save summary { list-style: none; padding: 0 4px; text-decoration: underline dotted; }
+.panel-save summary::-webkit-details-marker { display: none; }
+.panel-save button { padding: 1px 7px; margin-left: 4px; border-radius: 4px; color: var(--body-text-color);
+  background: color-mix(in srgb, var(--body-text-color) 10%, transparent); }
+.panel-save[open] { display: flex; }
+.panel-save :is(summary):focus-visible { outline: 2px solid currentColor; }
 .panel-note { flex-basis: 100%; color: var(--body-text-color-subdued); font-size: .9rem; }
 .panel-plot { width: 100%; min-height: 120px; overflow-x: auto; }
 #about-grid .panel { max-width: none; }

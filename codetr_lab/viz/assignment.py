@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import plotly.graph_objects as go
 
 from codetr_lab import boxes as box_ops
 from codetr_lab.structures import Assignment
 from codetr_lab.viz import colors
 from codetr_lab.viz.image import WEBGL_FROM, Marks, add_boxes, add_ground_truth, centres, fit_legend, image_figure
+from codetr_lab.viz.sketch import Sketch, drawing
 
 COLUMNS = ("candidate", "stride", "iou", "object", "threshold", "score")
 """What every marker of `assignment_figure` carries as `customdata`; NaN where there is none."""
@@ -69,24 +69,30 @@ def _hover(assignment: Assignment, table: np.ndarray, state: str) -> str:
 
 
 def _add_markers(
-    figure: go.Figure, assignment: Assignment, table: np.ndarray, where: np.ndarray, state: str, marker: dict[str, Any],
+    sketch: Sketch, assignment: Assignment, table: np.ndarray, where: np.ndarray, state: str, marker: dict[str, Any],
     **trace: Any,
 ) -> None:  # fmt: skip
     """One trace with the centres of the candidates where `where` is True."""
     index = np.flatnonzero(where)
     if not len(index):
         return
-    x, y = centres(assignment.candidates.boxes.detach().numpy()[index])
-    kind = go.Scattergl if len(index) >= WEBGL_FROM else go.Scatter
+    x, y = _inside(sketch, assignment.candidates.boxes.detach().numpy()[index])
     rows = table[index]
-    figure.add_trace(
-        kind(x=x, y=y, mode="markers", marker=marker, customdata=rows,
-             hovertemplate=_hover(assignment, rows, state), **trace)
+    sketch.add(
+        "scattergl" if len(index) >= WEBGL_FROM else "scatter", x=x, y=y, mode="markers", marker=marker,
+        customdata=rows, hovertemplate=_hover(assignment, rows, state), **trace,
     )  # fmt: skip
 
 
+def _inside(sketch: Sketch, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Centres of boxes; those of a coarse level's last cells lie beyond the image, and are put on its edge."""
+    picture = sketch.layout["images"][0]
+    x, y = centres(boxes)
+    return x.clip(0, picture["sizex"]), y.clip(0, picture["sizey"])
+
+
 def _add_positives(
-    figure: go.Figure, assignment: Assignment, table: np.ndarray, where: np.ndarray, color: str, boxes: bool
+    sketch: Sketch, assignment: Assignment, table: np.ndarray, where: np.ndarray, color: str, boxes: bool
 ) -> None:
     """The positives level by level: symbol and shade say the level, the legend says how many."""
     level, stride = assignment.candidates.level.numpy(), assignment.candidates.stride.numpy()
@@ -100,12 +106,13 @@ def _add_positives(
         name = f"{title} · {int(here.sum())}"
         if boxes:
             drawn = assignment.candidates.boxes.detach().numpy()[here]
-            add_boxes(figure, drawn, Marks(shade, 1.2, opacity=0.75), name, showlegend=False)
+            add_boxes(sketch, drawn, Marks(shade, 1.2, opacity=0.75), name, showlegend=False)
         symbol = colors.LEVEL_SYMBOLS[max(this, 0) % len(colors.LEVEL_SYMBOLS)]
         marker = {"symbol": symbol, "size": 10, "color": shade, "line": {"color": "#FFFFFF", "width": 1.5}}
-        _add_markers(figure, assignment, table, here, "positive", marker, name=name, legendgroup=name)
+        _add_markers(sketch, assignment, table, here, "positive", marker, name=name, legendgroup=name)
 
 
+@drawing
 def assignment_figure(
     image: np.ndarray,
     assignment: Assignment,
@@ -115,7 +122,7 @@ def assignment_figure(
     object_index: int | None = None,
     selected: int | None = None,
     title: str = "",
-) -> go.Figure:
+) -> Sketch:
     """One image, its objects, and which candidates one head made positive.
 
     Every marker carries `COLUMNS` as `customdata`, so that a click says which candidate was meant.
@@ -137,7 +144,7 @@ def assignment_figure(
         raise ValueError(f"object {object_index}: this image has {count} objects")
     if selected is not None and not 0 <= selected < len(assignment.candidates):
         raise ValueError(f"candidate {selected}: this assignment has {len(assignment.candidates)} candidates")
-    figure = image_figure(image, title)
+    sketch = image_figure.sketch(image, title)
     table = candidate_table(assignment, object_index)
     gt, valid, used = assignment.gt_index.numpy(), assignment.candidates.valid.numpy(), assignment.used.numpy()
     mine = gt >= 0 if object_index is None else gt == object_index
@@ -145,18 +152,18 @@ def assignment_figure(
     dot = {"size": 4, "color": colors.NEGATIVE, "opacity": 0.75, "line": {"width": 0}}
     negative = assignment.negative.numpy() & valid
     _add_markers(
-        figure, assignment, table, negative, "negative", dot, name=f"negative · {int(negative.sum())}", legendrank=2000
+        sketch, assignment, table, negative, "negative", dot, name=f"negative · {int(negative.sum())}", legendrank=2000
     )
     cross = {"symbol": "x", "size": 6, "color": colors.IGNORED, "line": {"color": "#FFFFFF", "width": 1}}
     ignored = assignment.ignored.numpy() & valid
     _add_markers(
-        figure, assignment, table, ignored, "ignored", cross, name=f"ignored · {int(ignored.sum())}", legendrank=1900
+        sketch, assignment, table, ignored, "ignored", cross, name=f"ignored · {int(ignored.sum())}", legendrank=1900
     )
     color = colors.head_color(head)
     others = (gt >= 0) & used & ~mine
     faint = {"size": 6, "color": color, "opacity": 0.35, "line": {"width": 0}}
     _add_markers(
-        figure,
+        sketch,
         assignment,
         table,
         others,
@@ -168,7 +175,7 @@ def assignment_figure(
     unused = mine & ~used
     hollow = {"symbol": "circle-open", "size": 8, "color": color, "line": {"color": color, "width": 1.5}}
     _add_markers(
-        figure,
+        sketch,
         assignment,
         table,
         unused,
@@ -178,12 +185,12 @@ def assignment_figure(
         legendrank=1100,
     )
 
-    add_ground_truth(figure, assignment.target, classes, object_index)
+    add_ground_truth(sketch, assignment.target, classes, object_index)
     chosen = mine & used
     own = chosen & (assignment.candidates.boxes == assignment.target_boxes).all(1).numpy()
     plus = {"symbol": "cross", "size": 10, "color": color, "line": {"color": "#FFFFFF", "width": 1.5}}
     _add_markers(
-        figure,
+        sketch,
         assignment,
         table,
         own,
@@ -194,11 +201,11 @@ def assignment_figure(
     )
     chosen &= ~own
     boxes = chosen.sum() <= _MOST_BOXES and (object_index is not None or chosen.sum() <= 2 * count)
-    _add_positives(figure, assignment, table, chosen, color, bool(boxes))
+    _add_positives(sketch, assignment, table, chosen, color, bool(boxes))
     if selected is not None:
         box = assignment.candidates.boxes.detach().numpy()[selected : selected + 1]
-        add_boxes(figure, box, Marks(colors.SELECTED, 2.5), "chosen candidate", showlegend=True)
+        add_boxes(sketch, box, Marks(colors.SELECTED, 2.5), "chosen candidate", showlegend=True)
         ring = {"symbol": "circle-open", "size": 18, "color": colors.SELECTED, "line": {"width": 3}}
-        x, y = centres(box)
-        figure.add_trace(go.Scatter(x=x, y=y, mode="markers", marker=ring, hoverinfo="skip", showlegend=False))
-    return fit_legend(figure)
+        x, y = _inside(sketch, box)
+        sketch.add("scatter", x=x, y=y, mode="markers", marker=ring, hoverinfo="skip", showlegend=False)
+    return fit_legend(sketch)

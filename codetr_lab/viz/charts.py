@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import plotly.graph_objects as go
 
@@ -11,31 +12,32 @@ from codetr_lab.viz.image import FONT
 
 
 def styled(figure: go.Figure, x_title: str, y_title: str, title: str, height: int) -> go.Figure:
-    """The look that all charts share."""
+    """Give a chart the look that all charts share."""
+    layout = chart_layout(x_title, y_title, title, height)
+    figure.update_xaxes(layout.pop("xaxis"))
+    figure.update_yaxes(layout.pop("yaxis"))
+    return figure.update_layout(layout)
+
+
+def chart_layout(x_title: str, y_title: str, title: str, height: int) -> dict[str, Any]:
+    """The look that all charts share, as Plotly's JSON."""
     axis = {"gridcolor": colors.GRID, "zerolinecolor": colors.GRID, "linecolor": colors.GRID, "automargin": True}
-    figure.update_xaxes(title={"text": x_title, "standoff": 8}, **axis)
-    figure.update_yaxes(title={"text": y_title, "standoff": 8}, **axis)
-    figure.update_layout(
-        title={
-            "text": title,
-            "x": 0,
-            "xanchor": "left",
-            "y": 1,
-            "yref": "container",
-            "yanchor": "top",
-            "pad": {"t": 8},
+    return {
+        "xaxis": {"title": {"text": x_title, "standoff": 8}, **axis},
+        "yaxis": {"title": {"text": y_title, "standoff": 8}, **axis},
+        "title": {
+            "text": title, "x": 0, "xanchor": "left", "y": 1, "yref": "container", "yanchor": "top", "pad": {"t": 8},
             "font": {"size": 16},
         },
-        font={"family": FONT, "size": 13, "color": colors.TEXT},
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        margin={"l": 48, "r": 8, "t": 44 if title else 16, "b": 8},
+        "font": {"family": FONT, "size": 13, "color": colors.TEXT},
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "margin": {"l": 48, "r": 8, "t": 44 if title else 16, "b": 8},
         # At the very bottom, by the container: Plotly then makes room for all of its rows, whatever their number.
-        legend={"orientation": "h", "x": 0, "y": 0, "yref": "container", "yanchor": "bottom"},
-        hoverlabel={"font": {"family": FONT, "size": 13}},
-        height=height,
-    )
-    return figure
+        "legend": {"orientation": "h", "x": 0, "y": 0, "yref": "container", "yanchor": "bottom"},
+        "hoverlabel": {"font": {"family": FONT, "size": 13}},
+        "height": height,
+    }  # fmt: skip
 
 
 def positives_bar(counts: Mapping[str, Sequence[int]], objects: Sequence[str], title: str = "") -> go.Figure:

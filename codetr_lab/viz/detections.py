@@ -19,11 +19,13 @@ from codetr_lab.viz.image import (
     image_figure,
     side_by_side,
 )
+from codetr_lab.viz.sketch import Sketch, drawing
 
 _MOST_LABELS = 30
 _HOVER = "<b>%{text}</b><br>score %{customdata[1]:.3f}<br>source %{customdata[0]:.0f}<extra></extra>"
 
 
+@drawing
 def detection_figure(
     image: np.ndarray,
     detections: Detections,
@@ -33,7 +35,7 @@ def detection_figure(
     classes: Sequence[str] = (),
     target: Target | None = None,
     title: str = "",
-) -> go.Figure:
+) -> Sketch:
     """One head's detections with a score of at least `threshold`; the best 30 carry their class and score.
 
     Args:
@@ -45,28 +47,26 @@ def detection_figure(
         target: ground truth to draw as well.
         title: one line above the image.
     """
-    figure = image_figure(image, title)
+    sketch = image_figure.sketch(image, title)
     if target is not None:
-        add_ground_truth(figure, target, labels=False)
+        add_ground_truth(sketch, target, labels=False)
     kept = detections.select(detections.scores >= threshold)
     color = colors.head_color(head)
     boxes, scores, labels = kept.boxes.detach().numpy(), kept.scores.detach().numpy(), kept.labels.numpy()
     name = f"{colors.head_title(head)} · {len(kept)}"
-    add_boxes(figure, boxes, Marks(color, 2.0), name, showlegend=True)
+    add_boxes(sketch, boxes, Marks(color, 2.0), name, showlegend=True)
     words = [classes[label] if classes else f"class {label}" for label in labels.tolist()]
     order = np.argsort(-scores, kind="stable")[:_MOST_LABELS][::-1]
-    add_labels(figure, boxes[order], [f"{words[i]} {scores[i]:.2f}" for i in order], color)
+    add_labels(sketch, boxes[order], [f"{words[i]} {scores[i]:.2f}" for i in order], color)
     if len(kept):
         x, y = centres(boxes)
         rows = np.stack([kept.source_index.numpy(), scores, labels], 1).astype(np.float64)
         marker = {"size": 6, "color": color, "line": {"color": "#FFFFFF", "width": 1}}
-        figure.add_trace(
-            go.Scatter(
-                x=x, y=y, mode="markers", marker=marker, customdata=rows, text=words, showlegend=False,
-                hovertemplate=_HOVER,
-            )
+        sketch.add(
+            "scatter", x=x, y=y, mode="markers", marker=marker, customdata=rows, text=words, showlegend=False,
+            hovertemplate=_HOVER,
         )  # fmt: skip
-    return fit_legend(figure)
+    return fit_legend(sketch)
 
 
 def detections_figure(

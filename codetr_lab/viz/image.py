@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
-from PIL import Image
 
 from codetr_lab.structures import Target
 from codetr_lab.viz import colors
+from codetr_lab.viz.sketch import Sketch, checked_image, drawing
 
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif"
 WEBGL_FROM = 2000
@@ -39,31 +37,22 @@ class Marks:
 GROUND_TRUTH_MARKS = Marks(colors.GROUND_TRUTH, 1.6, "4px,3px", colors.GROUND_TRUTH_HALO)
 
 
-def jpeg_uri(image: np.ndarray, quality: int = 92) -> str:
-    """A (H,W,3) uint8 RGB image as a JPEG data URI.
-
-    Raises:
-        ValueError: another shape or type.
-    """
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-        raise ValueError(f"image: expected (H, W, 3) uint8, got {image.shape} {image.dtype}")
-    stream = io.BytesIO()
-    Image.fromarray(image).save(stream, "JPEG", quality=quality, subsampling=0)
-    return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode()
-
-
-def image_figure(image: np.ndarray, title: str = "") -> go.Figure:
+@drawing
+def image_figure(image: np.ndarray, title: str = "") -> Sketch:
     """The figure that all others on an image start from: axes in pixels, y downwards, equal aspect, no ticks.
 
     Args:
         image: (H,W,3) uint8 RGB.
         title: one line above the image.
+
+    Raises:
+        ValueError: the image has another shape or type.
     """
-    height, width = image.shape[:2]
+    height, width = checked_image(image).shape[:2]
     top = _TITLE_SPACE if title else 4
     hidden = {"showgrid": False, "zeroline": False, "showticklabels": False, "ticks": "", "constrain": "domain"}
     picture = {
-        "source": jpeg_uri(image), "xref": "x", "yref": "y", "x": 0, "y": 0, "sizex": width, "sizey": height,
+        "xref": "x", "yref": "y", "x": 0, "y": 0, "sizex": width, "sizey": height,
         "sizing": "stretch", "layer": "below",
     }  # fmt: skip
     legend = {
@@ -87,23 +76,23 @@ def image_figure(image: np.ndarray, title: str = "") -> go.Figure:
         "height": round(_PANEL_WIDTH * height / width) + top + _LEGEND_SPACE,
         "meta": {"aspect": height / width},
     }  # fmt: skip
-    # In one go: Plotly checks the whole figure again at every `update_...`.
-    return go.Figure(layout=layout)
+    return Sketch(layout=layout, image=image)
 
 
-def fit_legend(figure: go.Figure) -> go.Figure:
+def fit_legend(sketch: Sketch) -> Sketch:
     """Make room below an image for as many rows as its legend will take, so that the image keeps its size."""
-    names = [t.name for t in figure.data if t.showlegend is not False and t.name]
-    width, rows, used = figure.layout.width or _PANEL_WIDTH, 1, 0.0
+    names = [t["name"] for t in sketch.traces if t.get("showlegend") is not False and t.get("name")]
+    layout, rows, used = sketch.layout, 1, 0.0
+    width = layout["width"]
     for name in names:
         needed = _LEGEND_ENTRY + _LEGEND_LETTER * len(name)
         if used and used + needed > width:
             rows, used = rows + 1, 0.0
         used += needed
     bottom = _LEGEND_ROW * rows + 10
-    figure.layout.height += bottom - figure.layout.margin.b
-    figure.layout.margin.b = bottom
-    return figure
+    layout["height"] += bottom - layout["margin"]["b"]
+    layout["margin"]["b"] = bottom
+    return sketch
 
 
 def outline(boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -119,33 +108,33 @@ def centres(boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return (boxes[:, 0] + boxes[:, 2]) / 2, (boxes[:, 1] + boxes[:, 3]) / 2
 
 
-def add_boxes(figure: go.Figure, boxes: np.ndarray, marks: Marks, name: str, **trace: Any) -> None:
+def add_boxes(sketch: Sketch, boxes: np.ndarray, marks: Marks, name: str, **trace: Any) -> None:
     """Draw (M,4) xyxy boxes, all in one trace (two with the halo); `trace` goes to Plotly (`legendgroup`, ...)."""
     if not len(boxes):
         return
     x, y = outline(boxes)
-    kind = go.Scattergl if len(boxes) * 6 >= WEBGL_FROM else go.Scatter
+    kind = "scattergl" if len(boxes) * 6 >= WEBGL_FROM else "scatter"
     halo = {"color": marks.halo, "width": marks.width + 2}
     common = {"x": x, "y": y, "mode": "lines", "hoverinfo": "skip", "opacity": marks.opacity}
     group = trace.get("legendgroup", name)
-    figure.add_trace(kind(**common, line=halo, showlegend=False, legendgroup=group, name=name))
-    dash = "dash" if kind is go.Scattergl and "px" in marks.dash else marks.dash  # WebGL knows names alone
+    sketch.add(kind, **common, line=halo, showlegend=False, legendgroup=group, name=name)
+    dash = "dash" if kind == "scattergl" and "px" in marks.dash else marks.dash  # WebGL knows names alone
     line = {"color": marks.color, "width": marks.width, "dash": dash}
-    figure.add_trace(kind(**common, line=line, name=name, **{"legendgroup": group, **trace}))
+    sketch.add(kind, **common, line=line, name=name, **{"legendgroup": group, **trace})
 
 
-def add_labels(figure: go.Figure, boxes: np.ndarray, texts: Sequence[str], background: str) -> None:
+def add_labels(sketch: Sketch, boxes: np.ndarray, texts: Sequence[str], background: str) -> None:
     """A small label at each xyxy box's upper left corner, or its right one near the image's right edge."""
-    right, top = figure.layout.xaxis.range[1], 0.08 * figure.layout.yaxis.range[0]
+    picture = sketch.layout["images"][0]
+    right, top = picture["sizex"], 0.08 * picture["sizey"]
     look = {
         "showarrow": False, "bgcolor": background, "borderpad": 1, "opacity": 0.92,
         "font": {"size": 10, "color": colors.text_on(background)},
     }  # fmt: skip
-    notes: list[Any] = [note.to_plotly_json() for note in figure.layout.annotations]
+    notes = sketch.layout.setdefault("annotations", [])
     for (x0, y0, x1, _), text in zip(np.asarray(boxes).tolist(), texts, strict=True):
         corner = {"x": min(x1, right), "xanchor": "right"} if x0 > 0.7 * right else {"x": max(x0, 0), "xanchor": "left"}
         notes.append({"text": text, "y": max(y0, 0), "yanchor": "bottom" if y0 > top else "top", **corner, **look})
-    figure.layout.annotations = notes  # `update_layout` would go through every property, twenty times slower
 
 
 def object_names(target: Target, classes: Sequence[str] = ()) -> list[str]:
@@ -155,30 +144,23 @@ def object_names(target: Target, classes: Sequence[str] = ()) -> list[str]:
 
 
 def add_ground_truth(
-    figure: go.Figure, target: Target, classes: Sequence[str] = (), chosen: int | None = None, labels: bool = True
+    sketch: Sketch, target: Target, classes: Sequence[str] = (), chosen: int | None = None, labels: bool = True
 ) -> None:
     """Draw an image's objects in white on black; with `chosen`, that object boldly and the others faintly."""
     boxes = target["boxes"].numpy()
     bold = np.ones(len(boxes), dtype=bool) if chosen is None else np.arange(len(boxes)) == chosen
     faint = Marks(colors.GROUND_TRUTH, 1.0, "2px,3px", "rgba(17,17,17,0.5)", 0.55)
-    add_boxes(figure, boxes[~bold], faint, "ground truth", showlegend=False)
-    add_boxes(figure, boxes[bold], GROUND_TRUTH_MARKS, "ground truth", showlegend=False)
+    add_boxes(sketch, boxes[~bold], faint, "ground truth", showlegend=False)
+    add_boxes(sketch, boxes[bold], GROUND_TRUTH_MARKS, "ground truth", showlegend=False)
     outlined = {"symbol": "square", "color": colors.GROUND_TRUTH, "line": {"color": colors.TEXT, "width": 2}, "size": 9}
-    figure.add_trace(
-        go.Scatter(
-            x=[None],
-            y=[None],
-            mode="markers",
-            marker=outlined,
-            name="ground truth",
-            legendgroup="ground truth",
-            legendrank=1500,
-        )
-    )
+    sketch.add(
+        "scatter", x=[None], y=[None], mode="markers", marker=outlined, name="ground truth",
+        legendgroup="ground truth", legendrank=1500,
+    )  # fmt: skip
     if labels:
         names = object_names(target, classes)
         shown = np.flatnonzero(bold)
-        add_labels(figure, boxes[shown], [names[i] for i in shown], colors.GROUND_TRUTH_HALO)
+        add_labels(sketch, boxes[shown], [names[i] for i in shown], colors.GROUND_TRUTH_HALO)
 
 
 def side_by_side(figures: Mapping[str, go.Figure]) -> go.Figure:

@@ -11,6 +11,7 @@ from codetr_lab import boxes as box_ops
 from codetr_lab.structures import EMPTY, GROUND_TRUTH, PADDING_NEGATIVE, QUERY_KINDS, QueryGroup, Size, Target
 from codetr_lab.viz import colors
 from codetr_lab.viz.image import Marks, add_boxes, add_ground_truth, fit_legend, image_figure, side_by_side
+from codetr_lab.viz.sketch import Sketch, drawing
 
 COLUMNS = ("query", "kind", "score", "object")
 """What every marker of `query_figure` carries as `customdata`; object is -1 where there is none."""
@@ -35,6 +36,7 @@ def query_objects(group: QueryGroup, layer: int, image: int = 0) -> np.ndarray:
     return group.assignments[layer][image].gt_index.clamp(min=-1).numpy()
 
 
+@drawing
 def query_figure(
     image: np.ndarray,
     groups: Mapping[str, QueryGroup],
@@ -47,7 +49,7 @@ def query_figure(
     object_index: int | None = None,
     selected: tuple[str, int] | None = None,
     title: str = "",
-) -> go.Figure:
+) -> Sketch:
     """Where the queries of every group are (Fig. 7a): what decoder layer `layer` reads, or -1 for what comes out.
 
     A group's colour is its head's. Filled markers are positives; padding negatives of a customized group are thin
@@ -72,24 +74,24 @@ def query_figure(
         raise ValueError(
             f"object {object_index}: this image has {0 if target is None else len(target['boxes'])} objects"
         )
-    figure = image_figure(image, title)
+    sketch = image_figure.sketch(image, title)
     if target is not None:
-        add_ground_truth(figure, target, classes, object_index)
+        add_ground_truth(sketch, target, classes, object_index)
     for name, group in groups.items():
         boxes = group.boxes_cxcywh[-1] if layer < 0 else group.reference_boxes[layer]
         xyxy = pixel_boxes(boxes[index].detach().numpy(), size)
         scores = group.logits[-1, index].sigmoid().amax(-1).detach().numpy()
         kind, owner = group.kind[index].numpy(), query_objects(group, -1 if layer < 0 else layer, index)
-        _add_group(figure, name, xyxy, scores, kind, owner, object_index)
+        _add_group(sketch, name, xyxy, scores, kind, owner, object_index)
         if selected is not None and selected[0] == name:
             if not 0 <= selected[1] < len(xyxy):
                 raise ValueError(f"query {selected[1]}: the group {name!r} has {len(xyxy)} queries")
-            add_boxes(figure, xyxy[selected[1]][None], Marks(colors.SELECTED, 2.5), "chosen query", showlegend=True)
-    return fit_legend(figure)
+            add_boxes(sketch, xyxy[selected[1]][None], Marks(colors.SELECTED, 2.5), "chosen query", showlegend=True)
+    return fit_legend(sketch)
 
 
 def _add_group(
-    figure: go.Figure, name: str, xyxy: np.ndarray, scores: np.ndarray, kind: np.ndarray, owner: np.ndarray,
+    sketch: Sketch, name: str, xyxy: np.ndarray, scores: np.ndarray, kind: np.ndarray, owner: np.ndarray,
     object_index: int | None,
 ) -> None:  # fmt: skip
     """One trace per kind of query in one group."""
@@ -111,16 +113,15 @@ def _add_group(
                 "symbol": symbol, "size": 8 if thin else 11, "color": color,
                 "line": {"color": color if thin else "#FFFFFF", "width": 1.5}, "opacity": 0.8 if thin else 1,
             }  # fmt: skip
-            figure.add_trace(
-                go.Scatter(
-                    x=x[where], y=y[where], mode="markers", marker=marker, customdata=rows[where], meta={"group": name},
-                    name=f"{title}: {word} · {int(where.sum())}",
-                    hovertemplate=f"<b>{title} query %{{customdata[0]:.0f}}</b> · {word}"
-                    "<br>object %{customdata[3]:.0f}<br>score %{customdata[2]:.3f}<extra></extra>",
-                )
+            sketch.add(
+                "scatter", x=x[where], y=y[where], mode="markers", marker=marker, customdata=rows[where],
+                meta={"group": name}, name=f"{title}: {word} · {int(where.sum())}",
+                hovertemplate=f"<b>{title} query %{{customdata[0]:.0f}}</b> · {word}"
+                "<br>object %{customdata[3]:.0f}<br>score %{customdata[2]:.3f}<extra></extra>",
             )  # fmt: skip
 
 
+@drawing
 def sampling_figure(
     image: np.ndarray,
     group: QueryGroup,
@@ -135,7 +136,7 @@ def sampling_figure(
     strides: Sequence[int] = (),
     target: Target | None = None,
     title: str = "",
-) -> go.Figure:
+) -> Sketch:
     """Where one query looks in one decoder layer: its reference box, its sampling points, the box that comes out.
 
     A point's area is its attention weight, its symbol the pyramid level, its shade the attention head. The legend says
@@ -164,14 +165,14 @@ def sampling_figure(
     layers, _, queries, heads, levels, _ = weight.shape
     if not (0 <= query < queries and 0 <= layer < layers):
         raise ValueError(f"query {query} of layer {layer}: the group has {queries} queries and {layers} layers")
-    figure = image_figure(image, title)
+    sketch = image_figure.sketch(image, title)
     if target is not None:
-        add_ground_truth(figure, target, labels=False)
+        add_ground_truth(sketch, target, labels=False)
     color = colors.head_color(group.name)
     before = pixel_boxes(group.reference_boxes[layer, index, query].detach().numpy(), size)
     after = pixel_boxes(group.boxes_cxcywh[layer, index, query].detach().numpy(), size)
-    add_boxes(figure, before[None], Marks(color, 2, "5px,4px"), "reference box", showlegend=True)
-    add_boxes(figure, after[None], Marks(colors.SELECTED, 2.5), "refined box", showlegend=True)
+    add_boxes(sketch, before[None], Marks(color, 2, "5px,4px"), "reference box", showlegend=True)
+    add_boxes(sketch, after[None], Marks(colors.SELECTED, 2.5), "refined box", showlegend=True)
     points = where[layer, index, query].detach().numpy() * np.array([padded[1], padded[0]])
     shares = weight[layer, index, query].detach().numpy()
     shades = colors.level_shades(color, heads)
@@ -185,15 +186,12 @@ def sampling_figure(
             "color": [shades[h] for h in owner], "line": {"color": "#FFFFFF", "width": 1}, "opacity": 0.9,
         }  # fmt: skip
         word = f"stride {strides[this]}" if strides else f"level {this}"
-        figure.add_trace(
-            go.Scatter(
-                x=xy[:, 0], y=xy[:, 1], mode="markers", marker=marker, name=f"{word} · {share.sum() / len(chosen):.0%}",
-                customdata=np.stack([owner, share], 1),
-                hovertemplate=f"{word}, attention head %{{customdata[0]}}"
-                "<br>weight %{customdata[1]:.3f}<extra></extra>",
-            )
+        sketch.add(
+            "scatter", x=xy[:, 0], y=xy[:, 1], mode="markers", marker=marker,
+            name=f"{word} · {share.sum() / len(chosen):.0%}", customdata=np.stack([owner, share], 1),
+            hovertemplate=f"{word}, attention head %{{customdata[0]}}<br>weight %{{customdata[1]:.3f}}<extra></extra>",
         )  # fmt: skip
-    return fit_legend(figure)
+    return fit_legend(sketch)
 
 
 def layers_figure(

@@ -8,7 +8,8 @@ import numpy as np
 import plotly.graph_objects as go
 
 from codetr_lab.viz import colors
-from codetr_lab.viz.charts import styled
+from codetr_lab.viz.charts import chart_layout, styled
+from codetr_lab.viz.sketch import Sketch, drawing
 
 
 def relation_figure(matrix: np.ndarray, heads: Sequence[str], *, unit: str = "distance", title: str = "") -> go.Figure:
@@ -41,9 +42,10 @@ def relation_figure(matrix: np.ndarray, heads: Sequence[str], *, unit: str = "di
     return figure
 
 
+@drawing
 def distances_figure(
     distances: Mapping[str, Mapping[str, Mapping[str, float]]], kind: str = "positive", title: str = ""
-) -> go.Figure:
+) -> Sketch:
     """How far customized queries are from the original ones (Fig. 7b), head by head.
 
     Args:
@@ -51,21 +53,19 @@ def distances_figure(
         kind: which customized queries; objects' own boxes (`ground-truth box`) are not positives that a head found.
         title: one line above.
     """
-    traces = []
+    layout = chart_layout("", "distance in object sizes", title, 340) | {"barmode": "group", "showlegend": True}
+    sketch = Sketch(layout=layout)
     for head, kinds in distances.items():
         values = kinds.get(kind, {})
         if values:
             numbers = list(values.values())
-            traces.append(
-                go.Bar(
-                    x=[f"to {name.removeprefix('original ')}s" for name in values], y=numbers,
-                    marker={"color": colors.head_color(head)}, name=colors.head_title(head), cliponaxis=False,
-                    text=["" if np.isnan(v) else f"{v:.2f}" for v in numbers], textposition="outside",
-                    hovertemplate=f"{colors.head_title(head)} %{{x}}: %{{y:.3f}}<extra></extra>",
-                )
+            sketch.add(
+                "bar", x=[f"to {name.removeprefix('original ')}s" for name in values], y=numbers,
+                marker={"color": colors.head_color(head)}, name=colors.head_title(head), cliponaxis=False,
+                text=["" if np.isnan(v) else f"{v:.2f}" for v in numbers], textposition="outside",
+                hovertemplate=f"{colors.head_title(head)} %{{x}}: %{{y:.3f}}<extra></extra>",
             )  # fmt: skip
-    figure = go.Figure(traces, layout={"barmode": "group", "showlegend": True})
-    return styled(figure, "", "distance in object sizes", title, 340)
+    return sketch
 
 
 def bars_figure(

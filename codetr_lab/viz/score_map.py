@@ -6,13 +6,13 @@ import math
 from collections.abc import Mapping
 
 import numpy as np
-import plotly.graph_objects as go
 
 from codetr_lab.analysis.discriminability import IofIobCurve
 from codetr_lab.structures import Target
 from codetr_lab.viz import colors
-from codetr_lab.viz.charts import styled
+from codetr_lab.viz.charts import chart_layout
 from codetr_lab.viz.image import add_ground_truth, fit_legend, image_figure
+from codetr_lab.viz.sketch import Sketch, drawing
 
 _CELLS, _SMOOTH_CELLS = 160, 96
 """Cells of the longer side to which a mask and a map are thinned out for the page; the numbers are of the whole map.
@@ -43,6 +43,7 @@ def _grid(shape: tuple[int, int], cells: tuple[int, int]) -> dict[str, float]:
     return {"x0": dx / 2, "dx": dx, "y0": dy / 2, "dy": dy}
 
 
+@drawing
 def score_map_figure(
     image: np.ndarray,
     score_map: np.ndarray,
@@ -51,7 +52,7 @@ def score_map_figure(
     valid: np.ndarray | None = None,
     target: Target | None = None,
     title: str = "",
-) -> go.Figure:
+) -> Sketch:
     """A score map in colours over its image; the colours span the map's own range, which may be narrow.
 
     Args:
@@ -66,7 +67,7 @@ def score_map_figure(
         ValueError: the map is not of the image's size.
     """
     shape = _checked(image, score_map)
-    figure = image_figure(image, title)
+    sketch = image_figure.sketch(image, title)
     values = np.asarray(score_map, dtype=np.float32)
     if valid is not None:
         values = np.where(valid, values, np.nan)
@@ -80,19 +81,17 @@ def score_map_figure(
         "ticklabelposition": "outside", "outlinewidth": 0, "tickfont": {"size": 11}, "ticklabeloverflow": "allow",
         "title": {"text": score, "side": "bottom", "font": {"size": 12}},
     }  # fmt: skip
-    figure.add_trace(
-        go.Heatmap(
-            z=cells, zmin=low, zmax=high, colorscale="Viridis", opacity=0.78, colorbar=bar, name=score,
-            zsmooth="best" if len(finite) == values.size else False,  # Plotly smooths no map with gaps
-            hovertemplate=f"{score} %{{z:.{digits + 1}f}}<extra></extra>", **_grid(shape, cells.shape),
-        )
+    sketch.add(
+        "heatmap", z=cells, zmin=low, zmax=high, colorscale="Viridis", opacity=0.78, colorbar=bar, name=score,
+        zsmooth="best" if len(finite) == values.size else False,  # Plotly smooths no map with gaps
+        hovertemplate=f"{score} %{{z:.{digits + 1}f}}<extra></extra>", **_grid(shape, cells.shape),
     )  # fmt: skip
     if target is not None:
-        add_ground_truth(figure, target, labels=False)
-    height = figure.layout.height - figure.layout.margin.b + _BAR_SPACE
-    meta = {**figure.layout.meta, "bottom": _BAR_SPACE}
-    figure.update_layout(showlegend=False, meta=meta, margin_b=_BAR_SPACE, height=height)
-    return figure
+        add_ground_truth(sketch, target, labels=False)
+    layout = sketch.layout
+    layout |= {"showlegend": False, "height": layout["height"] - layout["margin"]["b"] + _BAR_SPACE}
+    layout["meta"]["bottom"] = layout["margin"]["b"] = _BAR_SPACE
+    return sketch
 
 
 def mask_kinds(score_map: np.ndarray, foreground: np.ndarray, threshold: float) -> np.ndarray:
@@ -101,6 +100,7 @@ def mask_kinds(score_map: np.ndarray, foreground: np.ndarray, threshold: float) 
     return np.where(inside, np.where(above, KEPT, LOST), np.where(above, LEAKED, REMOVED)).astype(np.uint8)
 
 
+@drawing
 def mask_figure(
     image: np.ndarray,
     score_map: np.ndarray,
@@ -110,7 +110,7 @@ def mask_figure(
     valid: np.ndarray | None = None,
     target: Target | None = None,
     title: str = "",
-) -> go.Figure:
+) -> Sketch:
     """What the threshold S keeps of an image: clear where an object is kept, dark where background is removed.
 
     The two mistakes are in colour: objects below S, background above S. The legend holds IoF and IoB.
@@ -128,28 +128,25 @@ def mask_figure(
         ValueError: the map is not of the image's size.
     """
     shape = _checked(image, score_map)
-    figure = image_figure(image, title)
+    sketch = image_figure.sketch(image, title)
     kinds = mask_kinds(score_map, foreground, threshold)
     counted = kinds if valid is None else kinds[np.asarray(valid, dtype=bool)]
     areas = np.bincount(counted.ravel(), minlength=4)
     scale = [[edge / 4, color] for i, color in enumerate(_MASK_COLORS) for edge in (i, i + 1)]
     cells = thinned(kinds)
-    figure.add_trace(
-        go.Heatmap(
-            z=cells, zmin=-0.5, zmax=3.5, colorscale=scale, showscale=False, hoverinfo="skip", name="mask",
-            **_grid(shape, cells.shape),
-        )
+    sketch.add(
+        "heatmap", z=cells, zmin=-0.5, zmax=3.5, colorscale=scale, showscale=False, hoverinfo="skip", name="mask",
+        **_grid(shape, cells.shape),
     )  # fmt: skip
     if target is not None:
-        add_ground_truth(figure, target, labels=False)
+        add_ground_truth(sketch, target, labels=False)
     for kind in (LOST, LEAKED):
         whole = areas[[KEPT, LOST]].sum() if kind == LOST else areas[[LEAKED, REMOVED]].sum()
         share = f" · {areas[kind] / whole:.0%}" if whole else ""
         marker = {"symbol": "square", "size": 12, "color": _MASK_COLORS[kind], "line": {"width": 0}}
-        figure.add_trace(
-            go.Scatter(x=[None], y=[None], mode="markers", marker=marker, name=MASK_NAMES[kind] + share, legendrank=900)
-        )
-    return fit_legend(figure)
+        name = MASK_NAMES[kind] + share
+        sketch.add("scatter", x=[None], y=[None], mode="markers", marker=marker, name=name, legendrank=900)
+    return fit_legend(sketch)
 
 
 def _checked(image: np.ndarray, score_map: np.ndarray) -> tuple[int, int]:
@@ -167,13 +164,14 @@ def point_at(curve: IofIobCurve, threshold: float) -> tuple[float, float]:
     return float(curve.iof[index]), float(curve.iob[index])
 
 
+@drawing
 def iof_iob_figure(
     curves: Mapping[str, IofIobCurve],
     *,
     thresholds: Mapping[str, float] | None = None,
     line_colors: Mapping[str, str] | None = None,
     title: str = "",
-) -> go.Figure:
+) -> Sketch:
     """IoF over IoB for several models (Fig. 2); the further up and right, the better objects stand out.
 
     Args:
@@ -183,7 +181,10 @@ def iof_iob_figure(
         title: one line above.
     """
     palette = list(colors.HEAD_COLORS.values())
-    figure = go.Figure()
+    x, y = "IoB: background below S", "IoF: object above S"
+    sketch = Sketch(layout=chart_layout(x, y, title, 340))
+    sketch.layout["xaxis"] |= {"range": [-0.02, 1.02], "constrain": "domain"}
+    sketch.layout["yaxis"] |= {"range": [-0.02, 1.04]}
     for i, (name, curve) in enumerate(curves.items()):
         color = (line_colors or {}).get(name, palette[i % len(palette)])
         step = max(1, len(curve.iob) // _CURVE_POINTS)
@@ -191,25 +192,17 @@ def iof_iob_figure(
         s = curve.thresholds.numpy()[index]
         label, finite = f"{name} · area {curve.area():.2f}", s[np.isfinite(s)]
         digits = decimals(float(finite.min()), float(finite.max()))
-        figure.add_trace(
-            go.Scatter(
-                x=curve.iob.numpy()[index], y=curve.iof.numpy()[index], customdata=s[:, None], mode="lines",
-                line={"color": color, "width": 2.5}, name=label, legendgroup=name,
-                hovertemplate=f"S %{{customdata[0]:.{digits}f}}<br>IoB %{{x:.3f}}<br>IoF %{{y:.3f}}<extra></extra>",
-            )
+        sketch.add(
+            "scatter", x=curve.iob.numpy()[index], y=curve.iof.numpy()[index], customdata=s[:, None], mode="lines",
+            line={"color": color, "width": 2.5}, name=label, legendgroup=name,
+            hovertemplate=f"S %{{customdata[0]:.{digits}f}}<br>IoB %{{x:.3f}}<br>IoF %{{y:.3f}}<extra></extra>",
         )  # fmt: skip
         if thresholds and name in thresholds:
             iof, iob = point_at(curve, thresholds[name])
             marker = {"size": 13, "color": color, "line": {"color": "#FFFFFF", "width": 2}}
-            figure.add_trace(
-                go.Scatter(
-                    x=[iob], y=[iof], mode="markers", marker=marker, name=f"{name} at S", legendgroup=name,
-                    showlegend=False,
-                    hovertemplate=f"S {thresholds[name]:.{digits}f}<br>IoB {iob:.3f}<br>IoF {iof:.3f}<extra></extra>",
-                )
+            sketch.add(
+                "scatter", x=[iob], y=[iof], mode="markers", marker=marker, name=f"{name} at S", legendgroup=name,
+                showlegend=False,
+                hovertemplate=f"S {thresholds[name]:.{digits}f}<br>IoB {iob:.3f}<br>IoF {iof:.3f}<extra></extra>",
             )  # fmt: skip
-    x, y = "IoB: background below S", "IoF: object above S"
-    styled(figure, x, y, title, 340)
-    figure.update_xaxes(range=[-0.02, 1.02], constrain="domain")
-    figure.update_yaxes(range=[-0.02, 1.04])
-    return figure
+    return sketch

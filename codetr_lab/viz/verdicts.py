@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import plotly.graph_objects as go
 
 from codetr_lab.analysis.verdicts import Verdicts
 from codetr_lab.structures import Detections, Target
 from codetr_lab.viz import colors
 from codetr_lab.viz.image import Marks, add_boxes, add_labels, centres, fit_legend, image_figure
+from codetr_lab.viz.sketch import Sketch, drawing
 
 FALSE, MISSED = "#B3261E", "#111111"
 _MOST_LABELS = 30
@@ -18,6 +18,7 @@ _FALSE_MARKS = Marks(FALSE, 1.6, "3px,3px")
 _MISSED_MARKS = Marks("#FFFFFF", 2.2, "7px,4px", MISSED)
 
 
+@drawing
 def verdict_figure(
     image: np.ndarray,
     detections: Detections,
@@ -27,7 +28,7 @@ def verdict_figure(
     *,
     classes: Sequence[str] = (),
     title: str = "",
-) -> go.Figure:
+) -> Sketch:
     """Right detections in the head's colour, false ones dotted in red, missed objects dashed in black and white.
 
     Args:
@@ -44,16 +45,16 @@ def verdict_figure(
     """
     if len(found.gt_index) != len(detections):
         raise ValueError(f"verdicts on {len(found.gt_index)} detections, but there are {len(detections)}")
-    figure = image_figure(image, title)
+    sketch = image_figure.sketch(image, title)
     color = colors.head_color(head)
     boxes, scores = detections.boxes.detach().numpy(), detections.scores.detach().numpy()
     words = [classes[label] if classes else f"class {label}" for label in detections.labels.tolist()]
     missed = found.missed.numpy()
     label = f"missed · {int(missed.sum())}"
-    add_boxes(figure, target["boxes"].numpy()[missed], _MISSED_MARKS, label, showlegend=False)
+    add_boxes(sketch, target["boxes"].numpy()[missed], _MISSED_MARKS, label, showlegend=False)
     if missed.any():  # a white line would not be seen in the legend
         marker = {"symbol": "square", "size": 10, "color": "#FFFFFF", "line": {"color": MISSED, "width": 2}}
-        figure.add_trace(go.Scatter(x=[None], y=[None], mode="markers", marker=marker, name=label, legendgroup=label))
+        sketch.add("scatter", x=[None], y=[None], mode="markers", marker=marker, name=label, legendgroup=label)
     iou, owner = found.iou.numpy(), found.gt_index.numpy()
     for name, where, marks, symbol in (
         ("false", found.false.numpy(), _FALSE_MARKS, "x"),
@@ -62,20 +63,18 @@ def verdict_figure(
         if not where.any():
             continue
         label = f"{name} · {int(where.sum())}"
-        add_boxes(figure, boxes[where], marks, label, showlegend=True)
+        add_boxes(sketch, boxes[where], marks, label, showlegend=True)
         x, y = centres(boxes[where])
         rows = np.stack([detections.source_index.numpy(), scores, iou, owner], 1)[where].astype(np.float64)
         marker = {"symbol": symbol, "size": 7, "color": marks.color, "line": {"color": "#FFFFFF", "width": 1}}
-        figure.add_trace(
-            go.Scatter(
-                x=x, y=y, mode="markers", marker=marker, customdata=rows, showlegend=False, legendgroup=label,
-                text=[words[i] for i in np.flatnonzero(where)],
-                hovertemplate=f"<b>%{{text}}</b>, {name}<br>score %{{customdata[1]:.3f}}<br>IoU %{{customdata[2]:.3f}}"
-                "<extra></extra>",
-            )
+        sketch.add(
+            "scatter", x=x, y=y, mode="markers", marker=marker, customdata=rows, showlegend=False, legendgroup=label,
+            text=[words[i] for i in np.flatnonzero(where)],
+            hovertemplate=f"<b>%{{text}}</b>, {name}<br>score %{{customdata[1]:.3f}}<br>IoU %{{customdata[2]:.3f}}"
+            "<extra></extra>",
         )  # fmt: skip
         shown = np.flatnonzero(where)[np.argsort(-scores[where], kind="stable")[:_MOST_LABELS]][::-1]
-        add_labels(figure, boxes[shown], [f"{words[i]} {scores[i]:.2f}" for i in shown], marks.color)
+        add_labels(sketch, boxes[shown], [f"{words[i]} {scores[i]:.2f}" for i in shown], marks.color)
     names = [classes[label] if classes else f"class {label}" for label in target["labels"][found.missed].tolist()]
-    add_labels(figure, target["boxes"].numpy()[missed], [f"missed {name}" for name in names], MISSED)
-    return fit_legend(figure)
+    add_labels(sketch, target["boxes"].numpy()[missed], [f"missed {name}" for name in names], MISSED)
+    return fit_legend(sketch)

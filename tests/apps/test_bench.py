@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import threading
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from codetr_lab.engine.evaluate import evaluate
 from codetr_lab.images import prepare
 from codetr_lab.structures import ImageBatch
 from codetr_lab.viz import image_figure
+from codetr_lab.viz.sketch import Sketch
 
 MODEL = "lab_co_k2"
 
@@ -159,8 +162,24 @@ def test_large_parts_are_kept_by_content() -> None:
     parts.put(b"y" * 60, "text/plain")
     assert parts.get(key) is None and parts.get("../etc/passwd") is None
     figure = image_figure(np.zeros((4, 4, 3), dtype=np.uint8))
-    assert "base64" not in figure_json(figure) and '"source": "parts/' in figure_json(figure)
-    assert '"source": "parts/finer"' in figure_json(figure, "parts/finer")
+    assert "base64" not in figure_json(figure) and '"source":"parts/' in figure_json(figure)
+    for same in (figure, image_figure.sketch(np.zeros((4, 4, 3), dtype=np.uint8))):
+        shown = json.loads(figure_json(same, "parts/finer"))
+        assert [picture["source"] for picture in shown["layout"]["images"]] == ["parts/finer"]
+
+
+def test_arrays_of_a_sketch_reach_the_page() -> None:
+    sketch = Sketch([], {"meta": np.float32(0.5)})
+    sketch.add("scatter", x=np.array([0.5, np.nan]), y=np.array([[1, 2], [3, -4]]), text=np.array(["a", "b"]), z=[None])
+    shown = json.loads(figure_json(sketch))
+    trace = shown["data"][0]
+    assert shown["layout"] == {"meta": 0.5} and trace["text"] == ["a", "b"] and trace["z"] == [None]
+    x = np.frombuffer(base64.b64decode(trace["x"]["bdata"]), trace["x"]["dtype"])
+    np.testing.assert_array_equal(x, np.array([0.5, np.nan], dtype=np.float32))
+    y = np.frombuffer(base64.b64decode(trace["y"]["bdata"]), trace["y"]["dtype"])
+    assert trace["y"]["shape"] == "2, 2" and y.tolist() == [1, 2, 3, -4]
+    with pytest.raises(TypeError, match="not JSON serializable: object"):
+        figure_json(Sketch([{"x": object()}]))
 
 
 def test_runs_are_found_and_read(tmp_path: Path) -> None:

@@ -249,6 +249,37 @@ def test_a_shared_address_and_the_keyboard(page: Page, url: str, made: Bench) ->
     assert not unnamed
 
 
+def test_a_figure_is_saved_by_keyboard(page: Page, url: str, tmp_path: Path) -> None:
+    opened(page, url, "?tab=assign&image=1", "assign")
+    saved = {}
+    for word, steps in (("png", 1), ("html", 2)):
+        page.get_by_label("Save the figure ATSS").focus()
+        page.keyboard.press("Enter")
+        for _ in range(steps):
+            page.keyboard.press("Tab")
+        with page.expect_download() as download:
+            page.keyboard.press("Enter")
+        assert download.value.suggested_filename == f"atss.{word}"
+        saved[word] = tmp_path / f"saved.{word}"
+        download.value.save_as(saved[word])
+    width = page.evaluate("document.querySelectorAll('#assign-grid .panel-plot')[1]._fullLayout.width")
+    with Image.open(saved["png"]) as picture:
+        assert picture.width == 2 * round(width + 16)
+        assert len(picture.convert("RGB").getcolors(2**24)) > 1000, "the image is missing in the picture"
+    drawn_names = "plot => plot._fullData.map(trace => trace.name)"
+    names = page.locator("#assign-grid .panel-plot").nth(1).evaluate(drawn_names)
+    alone = page.context.browser.new_context(offline=True)  # type: ignore[union-attr]
+    try:
+        copy = alone.new_page()
+        copy.goto(saved["html"].as_uri(), timeout=PATIENCE)
+        copy.wait_for_selector("#figure .main-svg image", timeout=PATIENCE)
+        assert copy.locator("#figure").evaluate(drawn_names) == names
+        assert copy.locator("h1").inner_text() == "ATSS"
+        assert copy.locator("#figure image").first.get_attribute("href").startswith("data:image/")  # type: ignore[union-attr]
+    finally:
+        alone.close()
+
+
 def test_the_threshold_moves_masks_and_points(page: Page, url: str, made: Bench) -> None:
     opened(page, url, "?tab=discriminability&image=1", "discriminability")
     for share in (40, 80):

@@ -3,92 +3,50 @@
 from __future__ import annotations
 
 import json
-import threading
+import subprocess
+import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import apps_case
+import load_people
 import numpy as np
 import pytest
-from gradio_client import Client, handle_file
-from PIL import Image
 
 from apps import workbench
 from apps.page import Page
 from apps.picture import Picture
 
 PEOPLE, MOVES = 10, 20
-PATIENCE = 300
-
-
-class Person(threading.Thread):
-    """One session that uploads a picture of its own width and then moves the score slider again and again."""
-
-    def __init__(self, url: str, number: int, folder: Path) -> None:
-        super().__init__(daemon=True)
-        self.url, self.number, self.width = url, number, 110 + 12 * number
-        self.file = folder / f"picture{number}.png"
-        Image.new("RGB", (self.width, 100), (20 * number, 90, 40)).save(self.file)
-        self.seconds: list[float] = []
-        self.wrong: list[str] = []
-
-    def run(self) -> None:
-        """Collect what went wrong instead of raising it in a thread."""
-        try:
-            client = Client(self.url, verbose=False, httpx_kwargs={"timeout": PATIENCE})
-            client.predict([handle_file(str(self.file))], api_name="/upload")
-            for move in range(MOVES):
-                start = time.monotonic()
-                self._move(client, move)
-                self.seconds.append(time.monotonic() - start)
-        except Exception as error:
-            self.wrong.append(f"person {self.number}: {type(error).__name__}: {error}")
-
-    def _move(self, client: Client, move: int) -> None:
-        """Own picture, and the data set's in between."""
-        own = move % 3 < 2
-        score = 0.02 + 0.01 * (move % 5)
-        made = client.predict(
-            self.number % 4, 0 if own else -1, False, ["lab_baseline"], score, "own", 0.5, False, 0.5,
-            api_name="/heads_score",
-        )  # fmt: skip
-        (panel,) = json.loads(next(part for part in _flat(made) if part.startswith("[{")))
-        height = panel["figure"]["layout"]["yaxis"]["range"][0]
-        expected = round(128 * 100 / self.width) if own else 128  # the longer side is always 128
-        if abs(height - expected) > 1:
-            self.wrong.append(f"person {self.number}: a picture {height} high instead of {expected}")
-        self.notes = getattr(self, "notes", {}) | {(own, score): panel["note"]}
-
-
-def _flat(value: Any) -> list[str]:
-    if isinstance(value, str):
-        return [value]
-    items = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else []
-    return [text for item in items for text in _flat(item)]
+MOST = 1.0
+"""Seconds within which ten people who move at the same moment must all be served."""
 
 
 @pytest.mark.slow
 def test_ten_people_at_once(tmp_path: Path) -> None:
     page = Page(apps_case.models(), apps_case.images())
     url = workbench.serve(page.blocks, workbench.free_port())
+    start = time.process_time()
     try:
-        people = [Person(url, number, tmp_path) for number in range(PEOPLE)]
-        for person in people:
-            person.start()
-        end = time.monotonic() + PATIENCE
-        for person in people:
-            person.join(max(0.0, end - time.monotonic()))
-        assert not [person.number for person in people if person.is_alive()], "still waiting"
+        words = [sys.executable, load_people.__file__, url, str(PEOPLE), str(MOVES), str(tmp_path)]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=2 * load_people.PATIENCE)
     finally:
         page.blocks.close(verbose=False)
-    assert not [words for person in people for words in person.wrong]
-    seconds = np.array([second for person in people for second in person.seconds])
+    each = (time.process_time() - start) / (PEOPLE * MOVES)
+    assert not done.returncode, done.stderr
+    met = json.loads(done.stdout)
+    assert not met["wrong"]
+    seconds = np.array(met["seconds"])
     assert len(seconds) == PEOPLE * MOVES
-    for person in people:
-        found = page.bench.detections("lab_baseline", Picture(person.number % 4))["original"]
-        for (own, score), note in person.notes.items():
-            if not own:
-                assert f"{int((found.scores >= score).sum())} detection" in note
+    for number, notes in enumerate(met["notes"]):
+        found = page.bench.detections("lab_baseline", Picture(number % 4))["original"]
+        assert notes
+        for score, note in notes.items():
+            assert f"{int((found.scores >= float(score)).sum())} detection" in note
     middle, late = np.quantile(seconds, [0.5, 0.95])
-    print(f"{len(seconds)} moves of {PEOPLE} people at once: median {middle:.2f} s, 95 % within {late:.2f} s")
+    print(
+        f"{len(seconds)} moves of {PEOPLE} people at once: median {middle:.2f} s, 95 % within {late:.2f} s; "
+        f"the server's processor time is {1000 * each:.0f} ms a move"
+    )
+    # Processor time, because it is much the same on a busy machine, whose clock says nothing about the server.
+    assert PEOPLE * each < MOST

@@ -11,7 +11,8 @@ import viz_case
 from PIL import Image
 
 from codetr_lab.viz import colors, image_figure, object_names, side_by_side
-from codetr_lab.viz.image import Marks, add_boxes, add_ground_truth, add_labels, centres, jpeg_uri, outline
+from codetr_lab.viz.image import Marks, add_boxes, add_ground_truth, add_labels, centres, outline
+from codetr_lab.viz.sketch import jpeg_uri
 
 
 def test_image_is_one_jpeg_in_pixel_axes() -> None:
@@ -43,25 +44,26 @@ def test_outline_closes_each_rectangle() -> None:
 
 
 def test_many_boxes_are_two_traces_drawn_by_webgl() -> None:
-    figure = image_figure(viz_case.picture())
-    add_boxes(figure, np.random.default_rng(0).random((5000, 4)), Marks("#000000"), "boxes")
+    sketch = image_figure.sketch(viz_case.picture())
+    add_boxes(sketch, np.random.default_rng(0).random((5000, 4)), Marks("#000000"), "boxes")
+    add_boxes(sketch, np.zeros((0, 4)), Marks("#000000"), "none")
+    figure = sketch.figure()
     assert [trace.type for trace in figure.data] == ["scattergl", "scattergl"]
     assert len(viz_case.array(figure.data[1].x)) == 30_000
-    add_boxes(figure, np.zeros((0, 4)), Marks("#000000"), "none")
-    assert len(figure.data) == 2
 
 
 def test_labels_stay_inside() -> None:
-    figure = image_figure(viz_case.picture(40, 60))
-    add_labels(figure, np.array([[-3.0, -2, 10, 10], [50, 20, 70, 30]]), ["left", "right"], "#111111")
-    left, right = figure.layout.annotations
+    sketch = image_figure.sketch(viz_case.picture(40, 60))
+    add_labels(sketch, np.array([[-3.0, -2, 10, 10], [50, 20, 70, 30]]), ["left", "right"], "#111111")
+    left, right = sketch.figure().layout.annotations
     assert (left.x, left.y, left.xanchor, left.yanchor) == (0, 0, "left", "top")
     assert (right.x, right.y, right.xanchor, right.yanchor) == (60, 20, "right", "bottom")
 
 
 def test_ground_truth_of_a_chosen_object() -> None:
-    figure = image_figure(viz_case.picture())
-    add_ground_truth(figure, viz_case.target(), viz_case.CLASSES, chosen=1)
+    sketch = image_figure.sketch(viz_case.picture())
+    add_ground_truth(sketch, viz_case.target(), viz_case.CLASSES, chosen=1)
+    figure = sketch.figure()
     assert [note.text for note in figure.layout.annotations] == ["1 square"]
     assert any(trace.line.color == colors.GROUND_TRUTH for trace in figure.data)
 
@@ -74,8 +76,9 @@ def test_object_names() -> None:
 def test_side_by_side_keeps_every_trace_on_its_own_axes() -> None:
     figures = {}
     for name in ("one", "two"):
-        figures[name] = image_figure(viz_case.picture())
-        add_ground_truth(figures[name], viz_case.target(), viz_case.CLASSES)
+        sketch = image_figure.sketch(viz_case.picture())
+        add_ground_truth(sketch, viz_case.target(), viz_case.CLASSES)
+        figures[name] = sketch.figure()
     merged = side_by_side(figures)
     assert {trace.xaxis for trace in merged.data} == {"x", "x2"}
     assert len(merged.data) == sum(len(figure.data) for figure in figures.values())
