@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
@@ -110,6 +111,8 @@ class Bench:
             raise ValueError(f"the workbench needs at least one image, but {dataset.name} is empty")
         self.models, self.dataset = dict(models), dataset
         self.titles = titles(self.models)
+        self.seconds: dict[str, float] = {}
+        """How long each model took for the image that it looked at last."""
         self._memory = Memory(REMEMBERED)
 
     @property
@@ -132,6 +135,7 @@ class Bench:
         return self._memory.get((model, picture.key), lambda: self._look(model, picture))
 
     def _look(self, model: str, picture: Picture) -> Seen:
+        start = time.monotonic()
         image = picture.image(self.dataset)
         scene = make_scene(image, picture.target(self.dataset), self.models[model].config.image)
         target = scene.target
@@ -140,6 +144,7 @@ class Bench:
         if any(isinstance(head, MaskRCNNHead) for head in self.models[model].heads.values()):
             target = target | {"masks": whole_boxes(target["boxes"], scene.size)}
         trace = self.models[model].trace(scene.batch, [target])
+        self.seconds[model] = time.monotonic() - start
         return Seen(scene, trace, trace_assignments(trace), _backdrop(image))
 
     def remembered(self, key: Hashable, compute: Callable[[], T]) -> T:

@@ -90,8 +90,8 @@ class DiscriminabilityTab(Tab):
         self.controls = {
             "left": left, "right": right, "what": what, "level": level, "layer": layer, "view": view, "share": share,
         }  # fmt: skip
-        self.renewing = ("what",)
-        self.outputs = [self.grid, self.table]
+        self.renewing, self.reading = ("what",), ("left", "right")
+        self.outputs = [self.grid, self.table, view]
 
     def readings(self, picture: Picture, values: dict[str, Any]) -> list[Reading]:
         """What the two models give under these settings, left first."""

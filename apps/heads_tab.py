@@ -64,7 +64,7 @@ class HeadsTab(Tab):
         self.controls = {
             "models": models, "score": score, "nms": nms, "nms_iou": nms_iou, "judge": judge, "iou": iou,
         }  # fmt: skip
-        self.renewing = ("nms",)
+        self.renewing, self.reading = ("nms",), ("models", "nms")
         self.outputs = [self.grid]
         self.measure.click(
             self.measured, [models, self.images], self.ap, api_visibility="private", concurrency_limit=1,

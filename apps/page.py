@@ -20,12 +20,13 @@ from apps.picture import Picture
 from apps.plot import allow_plotly_script
 from apps.queries_tab import QueriesTab
 from apps.source import DATA_SET, Source
-from apps.tab import QUIET, Tab, restored, url_value
+from apps.tab import QUIET, TOLD, Tab, restored, url_value
 from apps.training_tab import TrainingTab
 from codetr_lab.data.dataset import DetectionDataset
 from codetr_lab.models.codetr import CoDETR
 
 TITLE = "Co-DETR workbench"
+SLOW = 2.0
 KEEP_SECONDS = 3600
 """How long uploaded files stay on the server."""
 _REMEMBER = """(image, ...values) => {{
@@ -65,7 +66,7 @@ class Page:
         start, beside = names[-1], list(dict.fromkeys([names[0], names[-1]]))
         with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(KEEP_SECONDS, KEEP_SECONDS)) as self.blocks:
             self.source = Source(bench, self.first, TITLE)
-            for words in [*([missing_words(missing)] if missing else []), *notes]:
+            for words in [*([missing_words(missing)] if missing else []), *notes, *slow_words(bench, self.first)]:
                 gr.HTML(style.warning(words), elem_classes="page-note")
             self.tabs: list[Tab] = []
             self.opened: list[gr.Tab] = []
@@ -133,7 +134,8 @@ class Page:
             return source.moved() | self.render(active, picture, flat, draw)
 
         quiet: dict[str, Any] = {**QUIET, "api_visibility": "private"}
-        source.image.input(moved, every, anything, **quiet)
+        told = TOLD | {"api_visibility": "private", "show_progress_on": [tab.grid for tab in self.tabs]}
+        source.image.input(moved, every, anything, **told)
         source.draw.input(shown, every, anything, **quiet)
         changes = [
             source.own.input(source.chosen, None, source.outputs, **quiet),
@@ -148,7 +150,7 @@ class Page:
             self._drawn_event(quiet),
         ]
         for change in changes:
-            change.then(shown, every, anything, **quiet)
+            change.then(shown, every, anything, **told)
         for tab, opened in zip(self.tabs, self.opened, strict=True):
             self._wire_tab(tab, opened, every, anything, quiet)
         self.blocks.load(
@@ -170,7 +172,10 @@ class Page:
             return view
 
         for name, control in tab.controls.items():
-            control.input(viewer(name), own, tab.everything, **QUIET, api_name=f"{tab.name}_{name.replace('/', '_')}")  # type: ignore[attr-defined]
+            how = TOLD | {"show_progress_on": tab.grid} if name in tab.reading else QUIET
+            called = f"{tab.name}_{name.replace('/', '_')}"
+            changed = tab.everything if name in tab.renewing else tab.outputs  # fewer are sooner shown
+            control.input(viewer(name), own, changed, **how, api_name=called)  # type: ignore[attr-defined]
         remember = _REMEMBER.format(
             tab=tab.name, names=json.dumps(names),
             usual=json.dumps([url_value(getattr(control, "value", None)) for control in tab.controls.values()]),
@@ -191,7 +196,13 @@ class Page:
             return {self.active: tab.name} | shown
 
         opened.select(
-            select, [self.ready, *every[1:]], anything, show_progress="hidden", api_visibility="private", js=_READY
+            select,
+            [self.ready, *every[1:]],
+            anything,
+            show_progress="minimal",
+            show_progress_on=tab.grid,
+            api_visibility="private",
+            js=_READY,
         ).then(None, told, js=remember, api_visibility="private")
         self._wire_clicks(tab, own, names, quiet)
 
@@ -245,6 +256,18 @@ def first_image(dataset: DetectionDataset) -> int:
     """A good image to begin with: the first with 4 to 6 objects among the first fifty, or image 0."""
     counts = (len(dataset.target(index, masks=False)["labels"]) for index in range(min(50, len(dataset))))
     return next((index for index, count in enumerate(counts) if 4 <= count <= 6), 0)
+
+
+def slow_words(bench: Bench, first: int) -> list[str]:
+    """What the reader must know of models that take longer than `SLOW` seconds for an image; they look at the first."""
+    for name in bench.models:
+        bench.seen(name, Picture(first))
+    return [
+        f"{bench.titles[name]} took {seconds:.0f} s to look at a first image on this machine. Its sliders answer "
+        "sooner: what it made of an image is remembered."
+        for name, seconds in bench.seconds.items()
+        if seconds > SLOW
+    ]
 
 
 def missing_words(missing: Sequence[str]) -> str:

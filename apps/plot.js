@@ -101,9 +101,10 @@ async function drawn(panel) {
   const width = panel.plot.clientWidth;
   panel.width = width;
   const { data, layout } = panel.figure;
-  await Plotly.react(panel.plot, data, fit(panel, width, layout.margin.b), config);
-  const below = needed(panel);
-  if (below !== layout.margin.b) await Plotly.react(panel.plot, data, fit(panel, width, below), config);
+  const guess = panel.below || layout.margin.b; // mostly the legend is as high as it was
+  await Plotly.react(panel.plot, data, fit(panel, width, guess), config);
+  panel.below = needed(panel);
+  if (panel.below !== guess) await Plotly.react(panel.plot, data, fit(panel, width, panel.below), config);
   if (panel.listening) return;
   panel.listening = true;
   panel.plot.on("plotly_click", (event) => {

@@ -100,6 +100,11 @@ function saveMenu(panel) {
   menu.addEventListener("keydown", (event) => {
     if (event.key === "Escape") menu.open = false;
   });
-  menu.named = () => summary.setAttribute("aria-label", `Save the figure ${panel.heading.textContent}`);
+  menu.named = () => {
+    const title = panel.heading.textContent;
+    summary.setAttribute("aria-label", `Save the figure ${title}`);
+    for (const button of menu.querySelectorAll("button"))
+      button.setAttribute("aria-label", `Save the figure ${title} as ${button.textContent}`);
+  };
   return menu;
 }

@@ -13,6 +13,8 @@ from apps.bench import Bench
 from apps.picture import Picture
 
 QUIET: dict[str, Any] = {"show_progress": "hidden", "trigger_mode": "always_last"}
+TOLD: dict[str, Any] = QUIET | {"show_progress": "minimal"}
+"""For what may make a model read an image: the page says how long it has taken, and about how long it will."""
 
 
 class Tab:
@@ -22,8 +24,12 @@ class Tab:
         name: in the URL. `title`: on the page.
         controls: by their names in the URL, in the order in which `show` gets their values.
         renewing: names of controls that change what others offer (another model has other heads).
+        reading: names of controls after which a model may have to read the image.
+        grid: its first figures.
         outputs: everything else that `show` may change.
     """
+
+    grid: gr.HTML
 
     name = ""
     title = ""
@@ -32,12 +38,13 @@ class Tab:
         self.bench = bench
         self.controls: dict[str, Component] = {}
         self.renewing: tuple[str, ...] = ()
+        self.reading: tuple[str, ...] = ("model",)
         self.outputs: list[Component] = []
 
     @property
     def everything(self) -> list[Component]:
         """All that `show` may change."""
-        return [*self.controls.values(), *self.outputs]
+        return list(dict.fromkeys([*self.controls.values(), *self.outputs]))
 
     def show(self, picture: Picture, values: dict[str, Any], fresh: bool) -> dict[Component, Any]:
         """What the components must become.

@@ -13,6 +13,9 @@ from typing import Any
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+# Gradio sums up all requests so far with pandas at every request: the longer a class works, the slower the answers.
+os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", "1000000000")
+os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "1")
 
 import gradio as gr
 import torch
@@ -127,7 +130,7 @@ def own_dataset(data: str | None, models: Mapping[str, CoDETR]) -> tuple[Detecti
     config = next(iter(models.values())).config
     classes = config.classes or tuple(f"class {i}" for i in range(config.num_classes))
     dataset = open_dataset(data or "shapes", "val")
-    if dataset.classes == classes:
+    if dataset.classes == classes or (not config.classes and len(dataset.classes) == config.num_classes):
         return dataset, []
     if data is None:
         words = (
@@ -274,6 +277,8 @@ def main(
     number = free_port(port)
     if run is not None and not run.is_dir():
         raise WorkbenchError(f"--run {run}: there is no such folder")
+    if models:
+        print(f"Loading {', '.join(models)}, and looking at a first image …", file=sys.stderr, flush=True)
     loaded, missing = (own_models(models, weights), []) if models or weights else lab_models()
     dataset, notes = (Shapes(split="val"), []) if not (models or data) else own_dataset(data, loaded)
     page = build(loaded, dataset, missing, notes, run)

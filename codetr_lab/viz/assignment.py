@@ -149,56 +149,37 @@ def assignment_figure(
     gt, valid, used = assignment.gt_index.numpy(), assignment.candidates.valid.numpy(), assignment.used.numpy()
     mine = gt >= 0 if object_index is None else gt == object_index
 
-    dot = {"size": 4, "color": colors.NEGATIVE, "opacity": 0.75, "line": {"width": 0}}
-    negative = assignment.negative.numpy() & valid
-    _add_markers(
-        sketch, assignment, table, negative, "negative", dot, name=f"negative · {int(negative.sum())}", legendrank=2000
-    )
+    def lay(where: np.ndarray, state: str, words: str, marker: dict[str, Any], rank: int) -> None:
+        """Markers that lie below the positives, as one entry of the legend."""
+        # Of markers on one spot, Plotly answers a click for the smallest: those under a positive are not asked.
+        hidden = where & np.isin(place, place[mine & used])
+        common = {"name": f"{words} · {int(where.sum())}", "legendgroup": words, "legendrank": rank}
+        _add_markers(sketch, assignment, table, where & ~hidden, state, marker, **common)
+        alone = bool((where & ~hidden).any())
+        _add_markers(sketch, assignment, table, hidden, state, marker, **common, hoverinfo="skip", showlegend=not alone)
+
+    x, y = centres(assignment.candidates.boxes.detach().numpy())
+    place, color = x + 1j * y, colors.head_color(head)
+    many = len(assignment.candidates) > WEBGL_FROM  # whole dots would cover the image
+    dot = {
+        "size": 2 if many else 4, "color": colors.NEGATIVE, "opacity": 0.5 if many else 0.75, "line": {"width": 0},
+    }  # fmt: skip
     cross = {"symbol": "x", "size": 6, "color": colors.IGNORED, "line": {"color": "#FFFFFF", "width": 1}}
-    ignored = assignment.ignored.numpy() & valid
-    _add_markers(
-        sketch, assignment, table, ignored, "ignored", cross, name=f"ignored · {int(ignored.sum())}", legendrank=1900
-    )
-    color = colors.head_color(head)
-    others = (gt >= 0) & used & ~mine
     faint = {"size": 6, "color": color, "opacity": 0.35, "line": {"width": 0}}
-    _add_markers(
-        sketch,
-        assignment,
-        table,
-        others,
-        "positive",
-        faint,
-        name=f"other objects · {int(others.sum())}",
-        legendrank=1200,
-    )
-    unused = mine & ~used
     hollow = {"symbol": "circle-open", "size": 8, "color": color, "line": {"color": color, "width": 1.5}}
-    _add_markers(
-        sketch,
-        assignment,
-        table,
-        unused,
-        "not sampled",
-        hollow,
-        name=f"not sampled · {int(unused.sum())}",
-        legendrank=1100,
-    )
+    lay(assignment.negative.numpy() & valid, "negative", "negative", dot, 2000)
+    lay(assignment.ignored.numpy() & valid, "ignored", "ignored", cross, 1900)
+    lay((gt >= 0) & used & ~mine, "positive", "other objects", faint, 1200)
+    lay(mine & ~used, "not sampled", "not sampled", hollow, 1100)
 
     add_ground_truth(sketch, assignment.target, classes, object_index)
     chosen = mine & used
     own = chosen & (assignment.candidates.boxes == assignment.target_boxes).all(1).numpy()
     plus = {"symbol": "cross", "size": 10, "color": color, "line": {"color": "#FFFFFF", "width": 1.5}}
     _add_markers(
-        sketch,
-        assignment,
-        table,
-        own,
-        "positive: the object's own box",
-        plus,
-        name=f"own box · {int(own.sum())}",
+        sketch, assignment, table, own, "positive: the object's own box", plus, name=f"own box · {int(own.sum())}",
         legendrank=1050,
-    )
+    )  # fmt: skip
     chosen &= ~own
     boxes = chosen.sum() <= _MOST_BOXES and (object_index is not None or chosen.sum() <= 2 * count)
     _add_positives(sketch, assignment, table, chosen, color, bool(boxes))

@@ -148,6 +148,8 @@ def add_ground_truth(
 ) -> None:
     """Draw an image's objects in white on black; with `chosen`, that object boldly and the others faintly."""
     boxes = target["boxes"].numpy()
+    if not len(boxes):
+        return
     bold = np.ones(len(boxes), dtype=bool) if chosen is None else np.arange(len(boxes)) == chosen
     faint = Marks(colors.GROUND_TRUTH, 1.0, "2px,3px", "rgba(17,17,17,0.5)", 0.55)
     add_boxes(sketch, boxes[~bold], faint, "ground truth", showlegend=False)

@@ -253,7 +253,7 @@ def test_a_figure_is_saved_by_keyboard(page: Page, url: str, tmp_path: Path) -> 
     opened(page, url, "?tab=assign&image=1", "assign")
     saved = {}
     for word, steps in (("png", 1), ("html", 2)):
-        page.get_by_label("Save the figure ATSS").focus()
+        page.get_by_label("Save the figure ATSS", exact=True).focus()
         page.keyboard.press("Enter")
         for _ in range(steps):
             page.keyboard.press("Tab")

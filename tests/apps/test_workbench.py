@@ -15,7 +15,8 @@ import pytest
 from PIL import Image
 
 from apps import style, workbench
-from apps.page import first_image
+from apps.bench import Bench
+from apps.page import first_image, slow_words
 from apps.workbench import WorkbenchError
 from codetr_lab.data.shapes import Shapes
 from codetr_lab.engine.checkpoint import save_model
@@ -141,6 +142,23 @@ def test_own_models_and_data(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         workbench.own_dataset(str(coco_folder(tmp_path / "cats", ("cat",))), {"run": model})
     with pytest.raises(WorkbenchError, match="cannot be compared: run knows brick, tile; lab_co_k1 knows circle, squ"):
         workbench.own_models([str(tmp_path / "run"), "lab_co_k1"], None)
+
+
+def test_a_model_without_class_names_takes_those_of_a_fitting_data_set(tmp_path: Path) -> None:
+    nameless = create_model("lab_baseline", num_classes=2, classes=()).eval()
+    dataset, notes = workbench.own_dataset(str(coco_folder(tmp_path / "two", ("brick", "tile"))), {"m": nameless})
+    assert dataset.classes == ("brick", "tile") and not notes
+    with pytest.raises(WorkbenchError, match="has the classes cat, but the models know class 0, class 1"):
+        workbench.own_dataset(str(coco_folder(tmp_path / "one", ("cat",))), {"m": nameless})
+
+
+def test_a_slow_model_is_announced() -> None:
+    bench = Bench(apps_case.models(), apps_case.images())
+    quick = slow_words(bench, 1)
+    assert set(bench.seconds) == {"lab_baseline", "lab_co_k2"} and min(bench.seconds.values()) > 0
+    bench.seconds = {"lab_baseline": 0.4, "lab_co_k2": 12.4}
+    (words,) = slow_words(bench, 1)
+    assert words.startswith("Co-DETR, K = 2 took 12 s") and len(quick) <= 2
 
 
 def test_arguments_that_do_not_fit() -> None:

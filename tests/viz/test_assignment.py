@@ -126,3 +126,25 @@ def test_twenty_thousand_candidates_stay_few_traces_and_quick() -> None:
     assert named(figure, "negative").type == "scattergl"
     assert len(figure.data) < 10
     assert len(text) < 3_000_000
+
+
+def test_centres_beyond_the_image_are_put_on_its_edge() -> None:
+    made = viz_case.assignment()
+    boxes = made.candidates.boxes.clone()
+    boxes[3] = torch.tensor([-30.0, 10.0, 10.0, 500.0])
+    height = viz_case.picture().shape[0]
+    moved = replace(made, candidates=replace(made.candidates, boxes=boxes))
+    trace = named(assignment_figure(viz_case.picture(), moved, "atss"), "negative")
+    assert (viz_case.array(trace.x).tolist(), viz_case.array(trace.y).tolist()) == ([0], [height])
+
+
+def test_a_negative_under_a_positive_does_not_answer_the_pointer() -> None:
+    made = viz_case.assignment()
+    boxes = made.candidates.boxes.clone()
+    boxes[3] = boxes[2]
+    figure = assignment_figure(
+        viz_case.picture(), replace(made, candidates=replace(made.candidates, boxes=boxes)), "atss"
+    )
+    under = named(figure, "negative · 1")
+    assert under.hoverinfo == "skip" and candidates_of(under) == [3] and under.showlegend
+    assert named(figure, "stride 16 · 1").hoverinfo is None
