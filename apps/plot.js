@@ -166,6 +166,16 @@ async function update() {
   }
 }
 
+// While Gradio waits for figures that may need a model (`pending`), the style sheet shows for how many seconds.
+const place = grid.closest(".html-container") || grid.parentElement;
+let clock;
+new MutationObserver(() => {
+  const waits = place.classList.contains("pending");
+  if (waits === Boolean(clock)) return;
+  clearInterval(clock);
+  place.dataset.waited = 0;
+  clock = waits && setInterval(() => (place.dataset.waited = Number(place.dataset.waited) + 1), 1000);
+}).observe(place, { attributeFilter: ["class"] });
 new MutationObserver(() => [...grid.children].forEach(draw)).observe(document.body, { attributeFilter: ["class"] });
 watch("value", update);
 update();

@@ -65,14 +65,11 @@ CSS = """
 .panel-note { flex-basis: 100%; color: var(--body-text-color-subdued); font-size: .9rem; }
 .panel-plot { width: 100%; min-height: 120px; overflow-x: auto; }
 #about-grid .panel { max-width: none; }
-@property --waited { syntax: "<integer>"; inherits: false; initial-value: 0; }
 @keyframes late { from { visibility: hidden; } to { visibility: visible; } }
-@keyframes waiting { from { --waited: 0; } to { --waited: 3600; } }
 [id$="-grid"] [data-testid="status-tracker"] { display: none; }
 [id$="-grid"] .pending { opacity: 1 !important; }
-[id$="-grid"] .pending::before { counter-reset: waited var(--waited);
-  content: "The model looks at the image … " counter(waited) " s";
-  animation: late 0s .7s both, waiting 3600s linear; position: sticky; top: 8px; z-index: 5; display: block;
+[id$="-grid"] .pending::before { content: "The model looks at the image … " attr(data-waited) " s";
+  animation: late 0s .7s both; position: sticky; top: 8px; z-index: 5; display: block;
   height: 2em; width: max-content; margin: 0 auto -2em; padding: 0 14px; line-height: 2em; border-radius: 1em;
   color: #fff; background: #0b5394; font-size: .95rem; font-variant-numeric: tabular-nums; }
 .equation { font-size: .95rem; margin: 4px 0 2px; }
