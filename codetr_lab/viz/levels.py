@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 
 from codetr_lab.structures import Target
 from codetr_lab.viz.image import add_ground_truth, image_figure, side_by_side
+from codetr_lab.viz.sketch import Sketch, drawing
 
 
 def levels_figure(image: np.ndarray, levels: Sequence[np.ndarray], strides: Sequence[int]) -> go.Figure:
@@ -42,9 +43,10 @@ def levels_figure(image: np.ndarray, levels: Sequence[np.ndarray], strides: Sequ
     return side_by_side(panels)
 
 
+@drawing
 def votes_figure(
     image: np.ndarray, votes: np.ndarray, most: int, *, target: Target | None = None, title: str = ""
-) -> go.Figure:
+) -> Sketch:
     """How many heads claim each cell of a level, written into the cell; cells without a vote stay clear.
 
     Args:
@@ -62,15 +64,13 @@ def votes_figure(
         raise ValueError(f"votes from {votes.min()} to {votes.max()}, but there are {most} heads")
     height, width = image.shape[:2]
     dx, dy = width / votes.shape[1], height / votes.shape[0]
-    figure = image_figure(image, title)
-    figure.add_trace(
-        go.Heatmap(
-            z=np.where(votes > 0, votes, np.nan), zmin=1, zmax=most, x0=dx / 2, dx=dx, y0=dy / 2, dy=dy, xgap=1, ygap=1,
-            text=[[str(v) if v else "" for v in row] for row in votes.tolist()], texttemplate="%{text}",
-            colorscale="Viridis", showscale=False, showlegend=False,
-            hovertemplate=f"%{{z}} of {most} heads claim this cell<extra></extra>",
-        )
+    sketch = image_figure.sketch(image, title)
+    sketch.add(
+        "heatmap", z=np.where(votes > 0, votes, np.nan), zmin=1, zmax=most, x0=dx / 2, dx=dx, y0=dy / 2, dy=dy, xgap=1,
+        ygap=1, text=[[str(v) if v else "" for v in row] for row in votes.tolist()], texttemplate="%{text}",
+        colorscale="Viridis", showscale=False, showlegend=False,
+        hovertemplate=f"%{{z}} of {most} heads claim this cell<extra></extra>",
     )  # fmt: skip
     if target is not None:
-        add_ground_truth(figure, target, labels=False)
-    return figure
+        add_ground_truth(sketch, target, labels=False)
+    return sketch
