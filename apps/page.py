@@ -104,7 +104,7 @@ class Page:
         tab = self.tabs[0]
         usual = {name: getattr(control, "value", None) for name, control in tab.controls.items()}
         shown = tab.show(Picture(image), usual | {"model": model, "reset": True}, fresh=True)
-        return str(shown[tab.grid])  # type: ignore[attr-defined]
+        return str(shown[tab.grid])
 
     def restore(self, request: gr.Request) -> dict[Component, Any]:
         """The state that the address names, or a good first image."""

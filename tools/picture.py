@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import sync_playwright
 
 from apps import workbench
 from codetr_lab.data.shapes import Shapes
@@ -20,27 +18,20 @@ WIDTH, HEIGHT = 1280, 800
 PATIENCE = 300_000
 
 
-@contextmanager
-def browser_page() -> Iterator[Page]:
-    """A page of headless Chromium with a window of `WIDTH` x `HEIGHT`."""
+def photograph(url: str, path: Path) -> None:
+    """Write what a browser window shows of a running workbench, once everything is drawn."""
     with sync_playwright() as playwright:
         executable = find_chromium() or sys.exit(f"Chromium not found; {CHROMIUM_MEND}")
         browser = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT})
         page.set_default_timeout(PATIENCE)
-        yield page
-        browser.close()
-
-
-def photograph(url: str, path: Path) -> None:
-    """Write what a browser window shows of a running workbench, once everything is drawn."""
-    with browser_page() as page:
         page.goto(f"{url}?{QUERY}")
         page.wait_for_function("window.workbenchOpened === true")
         page.wait_for_selector(".panel-plot .main-svg >> visible=true")
         page.wait_for_function("() => !document.querySelector('.figure-grid[data-busy]')")
         page.wait_for_timeout(1000)  # Gradio's controls fade in
         page.screenshot(path=path)
+        browser.close()
 
 
 if __name__ == "__main__":
