@@ -34,7 +34,7 @@ from codetr_lab.images import resize
 from codetr_lab.models.codetr import CoDETR
 from codetr_lab.models.config import CoDETRConfig
 from codetr_lab.models.detection import detections as decoder_detections
-from codetr_lab.models.heads import AuxHead, MaskRCNNHead, build_heads
+from codetr_lab.models.heads import AuxHead, FasterRCNNHead, MaskRCNNHead, build_heads
 from codetr_lab.structures import Assignment, Detections, Target, Trace
 from codetr_lab.viz.sketch import jpeg_uri
 
@@ -183,7 +183,7 @@ class Bench:
         if own.decoder is not None:
             found["original"] = decoder_detections(trace.groups["original"], trace.batch, config)[0]
         names = [name for name in own.detectors if name in heads]
-        return found | {name: heads[name].predict(trace.pyramid, trace.batch)[0] for name in names}
+        return found | {name: found_boxes(heads[name], trace) for name in names}
 
     def score_map(self, model: str, picture: Picture, what: str, part: int) -> Tensor:
         """(h,w) scores in the scene's pixels.
@@ -238,6 +238,13 @@ class Bench:
             (model, "metrics", images),
             lambda: evaluate(own, self.dataset, heads=own.detectors, limit=images, progress=False, batch_size=4),
         )
+
+
+def found_boxes(head: AuxHead, trace: Trace) -> Detections:
+    """What a head finds in the first image, without masks: 3,000 of them take gigabytes, and the page shows boxes."""
+    if isinstance(head, MaskRCNNHead):
+        return FasterRCNNHead.predict(head, trace.pyramid, trace.batch)[0]
+    return head.predict(trace.pyramid, trace.batch)[0]
 
 
 def found_by_heads(trace: Trace) -> dict[str, Detections]:
