@@ -72,7 +72,7 @@ def test_a_file_that_cannot_be_written(fiftyone: Any, tmp_path: Path) -> None:
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))  # as on a full disk: the write itself fails
     try:
-        with pytest.raises(OSError, match="File too large"):
+        with pytest.raises(OSError, match=f"File too large: '{tmp_path}'"):
             build_dataset(model, data, "full", media=tmp_path, progress=False)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -79,7 +79,12 @@ def build_dataset(
         except Timeout as error:
             raise IntegrationError(f"another build of {name} is at work; wait for it or stop it") from error
         with lock:
-            return _build(models, data, name, folder, limit, min_score, looks or {}, progress)
+            try:
+                return _build(models, data, name, folder, limit, min_score, looks or {}, progress)
+            except OSError as error:
+                if error.errno and not error.filename:  # a full disk does not say where
+                    error.filename = str(folder)
+                raise
 
 
 def build_lock(name: str) -> FileLock:
