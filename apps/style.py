@@ -107,7 +107,7 @@ table.counts tr.chosen { background: color-mix(in srgb, var(--body-text-color) 1
   .panel { max-width: none; }
   table.counts th, table.counts td { padding: 2px 2px 2px 4px !important; min-width: 0; white-space: normal;
     font-size: .86rem; }
-  table.counts thead th { overflow-wrap: anywhere; font-size: .8rem; }
+  table.counts thead th { font-size: .74rem; letter-spacing: -.02em; }
   .bar { gap: 4px; }
 }
 """
