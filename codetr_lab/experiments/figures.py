@@ -64,7 +64,7 @@ def _lines(
     curves = [c for r in records if r["variant"] == name and (c := curve(r)) is not None]
     if not curves:
         return
-    line = {"color": color(name), "dash": "dash" if "x" in name.partition("_")[2] else "solid"}
+    line = {"color": color(name), "dash": "dash" if name.startswith(("k0_x", "dense")) else "solid"}
     for x, y in curves if len(curves) > 1 else []:
         figure.add_scatter(
             x=x, y=y, mode="lines", line={**line, "width": 1}, opacity=0.3, showlegend=False, hoverinfo="skip",
@@ -106,7 +106,7 @@ def convergence(experiment: Experiment, records: Sequence[Record], cells: Sequen
 
 def curves(experiment: Experiment, records: Sequence[Record], cells: Sequence[Cell]) -> go.Figure:
     """IoF over IoB: the encoder's features and the last decoder layer's attention."""
-    figure = _panels(("encoder: D(F)", "decoder: cross-attention of matched queries, last layer"), experiment)
+    figure = _panels(("encoder: D(F)", "decoder: last layer's attention of matched queries"), experiment)
     iob = IOB.tolist()
     for name in _shown(experiment, records):
         _lines(figure, records, name, lambda r: (iob, r["iof_iob_curve"]), 1, 1, True)
