@@ -113,8 +113,8 @@ EXPERIMENTS: dict[str, Experiment] = {
             {"k0": "37.1 / 43.3", "k1": "42.3 / 46.8", "k2": "42.9 / 46.5"}, "convergence",
             "The paper's numbers: Deformable-DETR, 12 / 36 epochs. Equal time: K = 0 gets 1.5 and 2.5 times the steps, "
             "at least as much time as K = 1 and K = 2 take (ms per step). That is a handicap of the small scale: here "
-            "the heads are as large as the rest, at the release's size K = 1 and K = 2 cost 1.02 and 1.20 times K = 0's "
-            "step (`codetr bench model`).",
+            "the heads are as large as the rest; at the release's size K = 1 and 2 cost 1.02 and 1.20 times what K = 0 "
+            "costs (`codetr bench model`).",
         ),
         Experiment(
             "fig2", "Figure 2", "Do encoder features and decoder attention tell objects from background better?",
