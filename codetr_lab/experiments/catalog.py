@@ -160,6 +160,8 @@ EXPERIMENTS: dict[str, Experiment] = {
                 for a, b, says in (("k1", "k2", "slightly"), ("k2", "k3", "surges"), ("k3", "k6", "surges"))
             ),
             figure="distances",
+            note="The mean is over all pairs of heads: one-stage heads that look alike lower it. The matrix of "
+            "supp_fig2 shows who differs from whom.",
         ),
         Experiment(
             "fig7", "Figure 7", "Where do customized queries lie?", ("k2", "k1"),
