@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,7 @@ def test_mongod_that_came_with_fiftyone(tmp_path: Path, monkeypatch: pytest.Monk
     (package / "__init__.py").touch()
     own = executable(package / "db" / "bin", "mongod")
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "fiftyone", raising=False)  # other tests of this process may have imported it
     monkeypatch.delenv("FIFTYONE_DATABASE_URI", raising=False)
     assert doctor.find_mongod() == str(own)
 
