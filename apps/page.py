@@ -27,6 +27,7 @@ from codetr_lab.models.codetr import CoDETR
 
 TITLE = "Co-DETR workbench"
 SLOW = 2.0
+"""Seconds for an image from which a model is announced as slow."""
 KEEP_SECONDS = 3600
 """How long uploaded files stay on the server."""
 _REMEMBER = """(image, ...values) => {{

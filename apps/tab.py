@@ -14,7 +14,7 @@ from apps.picture import Picture
 
 QUIET: dict[str, Any] = {"show_progress": "hidden", "trigger_mode": "always_last"}
 TOLD: dict[str, Any] = QUIET | {"show_progress": "minimal"}
-"""For what may make a model read an image: the page says how long it has taken, and about how long it will."""
+"""For what may make a model read an image: the page counts the seconds."""
 
 
 class Tab:

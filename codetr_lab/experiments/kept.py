@@ -56,6 +56,11 @@ def readme_text(records: Sequence[Record]) -> str:
         c for c in fig5.claims if c.below[0].startswith("learned")
     ]
     said = [f"- {sentence(c, records)}" for c in claims if tested(c, records).n]
+    none, one, two = (next(iter(by_seed(records, k, "pace.ms_per_step").values()), None) for k in ("k0", "k1", "k2"))
+    if none and one and two:
+        said.append(
+            f"- A step takes {one / none:.1f} times as long with K = 1 as with K = 0, {two / none:.1f} with K = 2."
+        )
     return "\n".join([*_gains(records), *([""] if said else []), *said])
 
 
