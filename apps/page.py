@@ -20,7 +20,7 @@ from apps.picture import Picture
 from apps.plot import allow_plotly_script
 from apps.queries_tab import QueriesTab
 from apps.source import DATA_SET, Source
-from apps.tab import QUIET, TOLD, Tab, restored, url_value
+from apps.tab import AT_ONCE, QUIET, TOLD, Tab, restored, url_value
 from apps.training_tab import TrainingTab
 from codetr_lab.data.dataset import DetectionDataset
 from codetr_lab.models.codetr import CoDETR
@@ -155,8 +155,8 @@ class Page:
         for tab, opened in zip(self.tabs, self.opened, strict=True):
             self._wire_tab(tab, opened, every, anything, quiet)
         self.blocks.load(
-            self.restore, None, [*anything, self.switch], show_progress="hidden", api_visibility="private"
-        ).then(None, js=_OPENED, api_visibility="private")  # fmt: skip
+            self.restore, None, [*anything, self.switch], **quiet
+        ).then(None, js=_OPENED, show_progress_on=[], api_visibility="private")  # fmt: skip
 
     def _wire_tab(
         self, tab: Tab, opened: gr.Tab, every: list[Component], anything: list[Component], quiet: dict[str, Any]
@@ -173,7 +173,7 @@ class Page:
             return view
 
         for name, control in tab.controls.items():
-            how = TOLD | {"show_progress_on": tab.grid} if name in tab.reading else QUIET
+            how = TOLD | {"show_progress_on": tab.grid} if name in tab.reading else AT_ONCE
             called = f"{tab.name}_{name.replace('/', '_')}"
             changed = tab.everything if name in tab.renewing else tab.outputs  # fewer are sooner shown
             control.input(viewer(name), own, changed, **how, api_name=called)  # type: ignore[attr-defined]

@@ -1,7 +1,8 @@
-"""Large parts of figures (images, traces with many points) by their content: the page fetches each of them once.
+"""Large parts of figures (images, traces with many points) by their content: the page gets each of them once.
 
-A figure that changes with every move of a slider then carries only references to what stayed the same. Parts are kept
-in memory, addressed by a hash of their content; nothing of the file system can be reached this way.
+A figure that changes with every move of a slider then carries only references to what stayed the same. A trace that
+nobody was sent before comes whole, with its key; a page that has not got it asks for it. Parts are kept in memory,
+addressed by a hash of their content; nothing of the file system can be reached this way.
 """
 
 from __future__ import annotations
@@ -37,21 +38,22 @@ class Parts:
         self._parts: OrderedDict[str, tuple[bytes, str]] = OrderedDict()
         self._lock = threading.Lock()
 
-    def put(self, content: bytes, kind: str) -> str:
-        """Keep `content` of media type `kind`; gives its key."""
+    def put(self, content: bytes, kind: str) -> tuple[str, bool]:
+        """Keep `content` of media type `kind`; gives its key, and whether it is new."""
         key = hashlib.blake2b(content, digest_size=16).hexdigest()
         with self._lock:
-            if key not in self._parts:
+            new = key not in self._parts
+            if new:
                 self._parts[key] = (content, kind)
                 self._bytes += len(content)
                 while self._bytes > self._kept and len(self._parts) > 1:
                     self._bytes -= len(self._parts.popitem(last=False)[1][0])
             self._parts.move_to_end(key)
-        return key
+        return key, new
 
     def address(self, uri: str) -> str:
         """Keep the picture of a JPEG data URI; gives the address that stands for it on the page."""
-        return f"parts/{self.put(base64.b64decode(uri.removeprefix(_JPEG)), 'image/jpeg')}"
+        return f"parts/{self.put(base64.b64decode(uri.removeprefix(_JPEG)), 'image/jpeg')[0]}"
 
     def get(self, key: str) -> tuple[bytes, str] | None:
         """Content and media type, if they are still there."""
@@ -63,7 +65,9 @@ PARTS = Parts()
 
 
 def figure_json(figure: go.Figure | Sketch, backdrop: str = "") -> str:
-    """Plotly's JSON of a figure, in which large traces are `{"part": key}` and images are addresses.
+    """Plotly's JSON of a figure, in which images are addresses and large traces have a key.
+
+    A large trace is `{"part": key, "trace": ...}` when it is new and `{"part": key}` afterwards.
 
     Args:
         backdrop: the address of a finer picture that takes the place of the figure's own.
@@ -71,16 +75,21 @@ def figure_json(figure: go.Figure | Sketch, backdrop: str = "") -> str:
     if isinstance(figure, go.Figure):
         content = json.loads(figure.to_json())
         figure = Sketch(content["data"], content["layout"])
-    traces = []
-    for trace in figure.traces:
-        text = orjson.dumps(trace, default=_packed)
-        traces.append(text if len(text) <= LARGE else b'{"part":"%s"}' % PARTS.put(text, "application/json").encode())
+    traces = [_trace_json(trace) for trace in figure.traces]
     layout = figure.layout
     if pictures := layout.get("images"):
         own = jpeg_uri(figure.image) if figure.image is not None and not backdrop else ""
         addressed = [p | {"source": backdrop or PARTS.address(own or p["source"])} for p in pictures]
         layout = layout | {"images": addressed}
     return (b'{"data":[' + b",".join(traces) + b'],"layout":' + orjson.dumps(layout, default=_packed) + b"}").decode()
+
+
+def _trace_json(trace: dict[str, Any]) -> bytes:
+    text = orjson.dumps(trace, default=_packed)
+    if len(text) <= LARGE:
+        return text
+    key, new = PARTS.put(text, "application/json")
+    return b'{"part":"%s"%s}' % (key.encode(), b',"trace":' + text if new else b"")
 
 
 def _packed(value: Any) -> Any:

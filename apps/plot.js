@@ -27,15 +27,21 @@ function part(key) {
       return response.json();
     });
     answer.catch(() => parts.delete(key));
-    parts.set(key, answer);
-    if (parts.size > mostParts) parts.delete(parts.keys().next().value);
+    keep(key, answer);
   }
   return parts.get(key);
 }
 
+function keep(key, answer) {
+  parts.set(key, answer);
+  if (parts.size > mostParts) parts.delete(parts.keys().next().value);
+}
+
 // Plotly writes into the traces that it is given (when a legend is clicked): the shared ones are copied.
-async function whole(trace) {
-  return trace.part ? { ...(await part(trace.part)) } : trace;
+async function whole({ part: key, trace, ...own }) {
+  if (!key) return own;
+  if (trace) keep(key, Promise.resolve(trace));
+  return { ...(await part(key)) };
 }
 
 function make(tag, name, parent) {
@@ -99,11 +105,12 @@ function draw(panel) {
 
 async function drawn(panel) {
   const width = panel.plot.clientWidth;
-  panel.width = width;
   const { data, layout } = panel.figure;
-  const guess = panel.below || layout.margin.b; // mostly the legend is as high as it was
+  const known = panel.width === width && panel.below; // mostly the legend is as high as it was
+  const guess = known || layout.margin.b;
+  panel.width = width;
   await Plotly.react(panel.plot, data, fit(panel, width, guess), config);
-  panel.below = needed(panel);
+  panel.below = Math.max(known || 0, needed(panel)); // while the image stays, its place stays
   if (panel.below !== guess) await Plotly.react(panel.plot, data, fit(panel, width, panel.below), config);
   if (panel.listening) return;
   panel.listening = true;
@@ -135,13 +142,16 @@ async function show(panel, { name, title, note, color, figure, draw: drawing }, 
   panel.swatch.hidden = !color;
   panel.plot.setAttribute("aria-label", title + ": " + note);
   panel.save.named();
-  const text = JSON.stringify([figure, drawing]);
+  const text = JSON.stringify([figure.data.map((trace) => trace.part || trace), figure.layout, drawing]);
   if (panel.text === text) return;
   const data = await Promise.all(figure.data.map(whole));
   if (mine !== turn) return; // meanwhile there is something newer to show
   panel.text = text;
   const picture = JSON.stringify(figure.layout.images || []);
-  if (panel.picture !== picture) panel.dataset.revision = String(Number(panel.dataset.revision || 0) + 1);
+  if (panel.picture !== picture) {
+    panel.dataset.revision = String(Number(panel.dataset.revision || 0) + 1);
+    panel.below = 0;
+  }
   panel.picture = picture; // another image resets pan and zoom, another slider position does not
   panel.drawing = drawing;
   panel.figure = { data, layout: figure.layout };

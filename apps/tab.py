@@ -12,9 +12,12 @@ from gradio.components import Component
 from apps.bench import Bench
 from apps.picture import Picture
 
-QUIET: dict[str, Any] = {"show_progress": "hidden", "trigger_mode": "always_last"}
+QUIET: dict[str, Any] = {"show_progress": "hidden", "show_progress_on": [], "trigger_mode": "always_last"}
+"""Without `show_progress_on` Gradio's page goes through the properties of every component for every event."""
 TOLD: dict[str, Any] = QUIET | {"show_progress": "minimal"}
-"""For what may make a model read an image: the page counts the seconds."""
+"""For what may make a model read an image: the page counts the seconds, on a figure grid to be named."""
+AT_ONCE: dict[str, Any] = QUIET | {"queue": False}
+"""For what is answered from remembered results: one request, where the queue needs two."""
 
 
 class Tab:

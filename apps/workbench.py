@@ -190,6 +190,7 @@ def serve(page: gr.Blocks, port: int, host: str = HOST) -> str:
         server_name=host, server_port=port, prevent_thread_lock=True, quiet=True, share=False, ssr_mode=False,
         show_error=True, max_file_size="10mb", theme=style.theme(), css=style.CSS, footer_links=[], strict_cors=True,
         state_session_capacity=SESSIONS,
+        run_history=False,  # otherwise every answer is written into the browser's storage, which takes longer than it
         _frontend=False,  # this alone: do not give up where the first answer takes a busy machine three seconds
     )  # fmt: skip
     serve_parts(app)
@@ -238,7 +239,9 @@ def check(url: str, model: str) -> int:
     panels = json.loads(json.loads(results[-1])[0])
     traces = [trace for panel in panels for trace in panel["figure"]["data"]]
     for number, trace in enumerate(traces):
-        if "part" in trace:
+        if "trace" in trace:
+            traces[number] = trace["trace"]
+        elif "part" in trace:
             with opener.open(f"{url}/parts/{trace['part']}", timeout=60) as answer:
                 traces[number] = json.loads(answer.read())
     drawn = sum(map(_points, traces))

@@ -157,8 +157,8 @@ def test_memory_computes_once_and_keeps_what_fits() -> None:
 
 def test_large_parts_are_kept_by_content() -> None:
     parts = Parts(kept=100)
-    key = parts.put(b"x" * 60, "text/plain")
-    assert parts.put(b"x" * 60, "text/plain") == key and parts.get(key) == (b"x" * 60, "text/plain")
+    key, new = parts.put(b"x" * 60, "text/plain")
+    assert new and parts.put(b"x" * 60, "text/plain") == (key, False) and parts.get(key) == (b"x" * 60, "text/plain")
     parts.put(b"y" * 60, "text/plain")
     assert parts.get(key) is None and parts.get("../etc/passwd") is None
     figure = image_figure(np.zeros((4, 4, 3), dtype=np.uint8))
@@ -166,6 +166,17 @@ def test_large_parts_are_kept_by_content() -> None:
     for same in (figure, image_figure.sketch(np.zeros((4, 4, 3), dtype=np.uint8))):
         shown = json.loads(figure_json(same, "parts/finer"))
         assert [picture["source"] for picture in shown["layout"]["images"]] == ["parts/finer"]
+
+
+def test_a_large_trace_is_sent_whole_once() -> None:
+    sketch = Sketch()
+    sketch.add("scatter", x=np.random.default_rng(7).random(1000), y=[0], name="many")
+    sketch.add("scatter", x=[1], y=[2])
+    (first, small), (second, _) = (json.loads(figure_json(sketch))["data"] for _ in range(2))
+    assert small == {"type": "scatter", "x": [1], "y": [2]}
+    assert first["trace"]["name"] == "many" and second == {"part": first["part"]}
+    kept = PARTS.get(first["part"])
+    assert kept is not None and json.loads(kept[0]) == first["trace"]
 
 
 def test_arrays_of_a_sketch_reach_the_page() -> None:

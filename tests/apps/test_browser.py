@@ -212,8 +212,14 @@ def test_assign_shows_the_librarys_counts(page: Page, url: str, made: Bench) -> 
     turned = {"atss": {"top_k": 3.0}}
     after = counts(made, 1, **turned)
     assert after["atss"] != before["atss"]
+    idle(page)
+    asked: list[str] = []
+    page.on("request", lambda r: asked.append(r.url.partition("/gradio_api/")[2]) if r.method == "POST" else None)
     type_into(page, "assign-atss-top_k", "3")
     notes(page, "assign", assign_notes(made, 1, **turned))
+    idle(page)
+    assert asked and all(path.startswith("run/predict") for path in asked), "a slider waits in the queue"
+    assert page.evaluate("JSON.stringify(localStorage).length") < 10_000, "answers are kept in the browser's storage"
     assert table(page) == after
     until(page, "() => window.location.search.includes('atss/top_k=3')")
     assert len(fetched) == len(set(fetched)), "a part of a figure was fetched twice"
