@@ -17,7 +17,10 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", "1000000000")
 os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "1")
 
-import gradio as gr
+from apps.stubs import no_stubs
+
+with no_stubs():
+    import gradio as gr
 import torch
 from starlette.requests import Request
 from starlette.responses import FileResponse, PlainTextResponse, Response

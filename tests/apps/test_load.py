@@ -19,7 +19,7 @@ from apps.picture import Picture
 
 PEOPLE, MOVES = 10, 20
 MOST = 1.0
-"""Seconds within which ten people who move at the same moment must all be served."""
+"""Seconds within which 95 % of the moves must be answered, and ten people who move at the same moment served."""
 
 
 @pytest.mark.slow
@@ -48,5 +48,5 @@ def test_ten_people_at_once(tmp_path: Path) -> None:
         f"{len(seconds)} moves of {PEOPLE} people at once: median {middle:.2f} s, 95 % within {late:.2f} s; "
         f"the server's processor time is {1000 * each:.0f} ms a move"
     )
-    # Processor time, because it is much the same on a busy machine, whose clock says nothing about the server.
-    assert PEOPLE * each < MOST
+    assert late < MOST
+    assert PEOPLE * each < MOST  # processor time, which is much the same on a busy machine

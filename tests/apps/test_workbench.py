@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import socket
 import urllib.error
@@ -17,6 +18,7 @@ from PIL import Image
 from apps import style, workbench
 from apps.bench import Bench
 from apps.page import first_image, slow_words
+from apps.stubs import no_stubs
 from apps.workbench import WorkbenchError
 from codetr_lab.data.shapes import Shapes
 from codetr_lab.engine.checkpoint import save_model
@@ -67,6 +69,18 @@ def test_only_what_the_page_needs_is_served(url: str) -> None:
     ):  # fmt: skip
         with pytest.raises(urllib.error.HTTPError):
             fetch(url + other)
+
+
+def test_gradio_finds_no_file_to_write_stubs_for() -> None:
+    import gradio as gr
+    from gradio.component_meta import create_or_modify_pyi
+
+    before, stubs = inspect.getfile, Path(inspect.getfile(gr.Slider)).with_suffix(".pyi")
+    kept = stubs.read_text()
+    with no_stubs():
+        create_or_modify_pyi(gr.Slider, "Slider", ["another_event"])
+        assert inspect.getfile(Bench) == inspect.getsourcefile(Bench)
+    assert inspect.getfile is before and stubs.read_text() == kept
 
 
 def test_interface_tells_its_names(url: str) -> None:
