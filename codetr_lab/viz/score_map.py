@@ -76,7 +76,8 @@ def score_map_figure(
     low, high = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 1.0)
     ticks, digits = (low, (low + high) / 2, high), decimals(low, high)
     bar = {
-        "orientation": "h", "x": 0.5, "y": -0.02, "yanchor": "top", "thickness": 10, "len": 0.84, "xpad": 0,
+        "orientation": "h", "x": 0.5, "y": -0.02, "yanchor": "top", "thickness": 10, "xpad": 0,
+        "len": 0.84 if digits < 7 else 0.68,  # the outer labels must fit beside it
         "tickvals": ticks, "ticktext": [f"{value:.{digits}f}" for value in ticks],
         "ticklabelposition": "outside", "outlinewidth": 0, "tickfont": {"size": 11}, "ticklabeloverflow": "allow",
         "title": {"text": score, "side": "bottom", "font": {"size": 12}},
