@@ -154,8 +154,9 @@ class Page:
             change.then(shown, every, anything, **told)
         for tab, opened in zip(self.tabs, self.opened, strict=True):
             self._wire_tab(tab, opened, every, anything, quiet)
+        # Not queued: the first tab's `select` is, and of two that enter an idle queue Gradio may lose an answer.
         self.blocks.load(
-            self.restore, None, [*anything, self.switch], **quiet
+            self.restore, None, [*anything, self.switch], **AT_ONCE, api_visibility="private"
         ).then(None, js=_OPENED, show_progress_on=[], api_visibility="private")  # fmt: skip
 
     def _wire_tab(

@@ -339,6 +339,26 @@ def test_heads_counts_detections_above_the_slider(page: Page, url: str, made: Be
     keep_picture(page, "heads-1280")
 
 
+def test_a_dragged_slider_shows_where_it_was_let_go(page: Page, url: str, made: Bench) -> None:
+    opened(page, url, "?tab=assign&image=1", "assign")
+    idle(page)
+    page.evaluate(
+        """async () => {
+          const input = document.querySelector('#assign-atss-top_k input[type=range]');
+          const value = Object.getOwnPropertyDescriptor(HTMLInputElement.prototype, 'value');
+          for (const k of [1, 25, 3, 24, 5, 23, 7, 22, 2]) {
+            value.set.call(input, k);
+            input.dispatchEvent(new Event('input', { bubbles: true }));
+            await new Promise((resolve) => setTimeout(resolve, 15));
+          }
+        }"""
+    )
+    idle(page)
+    turned = {"atss": {"top_k": 2.0}}
+    notes(page, "assign", assign_notes(made, 1, **turned))
+    assert table(page) == counts(made, 1, **turned)
+
+
 def test_another_image_is_another_picture_in_every_tab(page: Page, url: str, made: Bench) -> None:
     opened(page, url, "?image=1", "assign")
     source = "document.querySelector('#{}-grid .panel-plot')._fullLayout.images[0].source"
