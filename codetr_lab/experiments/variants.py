@@ -82,6 +82,9 @@ VARIANTS: dict[str, Variant] = {
         _co("k0_x1.5", "K = 0, 1.5 times the steps", length=1.5, color="paa"),
         _co("k0_x2.5", "K = 0, 2.5 times the steps", length=2.5, color="paa"),
         _co("k0_x3", "K = 0, 3 times the steps", length=3, color="paa"),
+        # Table 10 again where K = 0 has nearly learned what it can
+        _co("k1_x3", "K = 1 (ATSS), 3 times the steps", "atss", length=3),
+        _co("k0_x9", "K = 0, 9 times the steps", length=9, color="paa"),
         # Learned queries instead of two stages: DN-DETR's instability is defined for these
         _co("learned_k0", "K = 0 with learned queries", decoder__queries="learned"),
         _co("learned_k1", "K = 1 (ATSS) with learned queries", "atss", decoder__queries="learned"),
