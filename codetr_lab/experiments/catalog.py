@@ -215,7 +215,7 @@ EXPERIMENTS: dict[str, Experiment] = {
             note="The paper's numbers: Deformable-DETR, 12 / 36 epochs.",
         ),
         Experiment(
-            "table10", "Table 10", "Can the baseline catch up by training longer?", 
+            "table10", "Table 10", "Can the baseline catch up by training longer?",
             ("k1", "k0", "k0_x3", "k1_x3", "k0_x9"), (AP, MS),
             (
                 _gain("k1", "+0.8 over 100 epochs, +0.9 over 150", "k0_x3"),
