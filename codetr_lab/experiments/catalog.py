@@ -241,6 +241,7 @@ EXPERIMENTS: dict[str, Experiment] = {
             ),
             {"k0": "47.1", "k1": "48.7 / 47.4", "k2": "49.5 / 48.0 / 46.7", "dense_atss": "46.8",
              "dense_faster_rcnn": "45.9"},
+            "heads",
         ),
         Experiment(
             "supp_table1", "Supplement, Table 1", "How many stacked convolutions does the head need?", _CONVS, (AP,),

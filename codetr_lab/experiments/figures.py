@@ -18,10 +18,12 @@ from codetr_lab.viz import colors
 from codetr_lab.viz.charts import styled
 
 if TYPE_CHECKING:
-    from codetr_lab.experiments.catalog import Experiment
+    from codetr_lab.experiments.catalog import Column, Experiment
 
 SHOWN = 4
 """Images in Fig. 3."""
+WHISKERS = 3
+"""Seeds from which an interval is drawn: that of two is so wide (12.7 standard errors) that it hides all the others."""
 
 
 def color(variant: str) -> str:
@@ -35,23 +37,43 @@ def _shown(experiment: Experiment, records: Sequence[Record]) -> list[str]:
 
 
 def dots(experiment: Experiment, records: Sequence[Record], cells: Sequence[Cell]) -> go.Figure:
-    """One row per variant: a dot per seed, mean and 95 % interval; of the table's first column."""
+    """One row per variant, of the table's first column."""
     column = experiment.columns[0]
+    rows = {VARIANTS[name].title: (name, column, color(name)) for name in _shown(experiment, records)}
+    return _dots(experiment, records, rows, column.title)
+
+
+def heads(experiment: Experiment, records: Sequence[Record], cells: Sequence[Cell]) -> go.Figure:
+    """One row per head and variant that has it: a column `ap_by_head.NAME` is that head's AP."""
+    rows = {}
+    for column in experiment.columns:
+        head = column.path.removeprefix("ap_by_head.")
+        for name in _shown(experiment, records):
+            if by_seed(records, name, column.path):
+                rows[f"{colors.head_title(head)}: {VARIANTS[name].title}"] = (name, column, colors.head_color(head))
+    return _dots(experiment, records, rows, "AP of the head")
+
+
+def _dots(
+    experiment: Experiment, records: Sequence[Record], rows: Mapping[str, tuple[str, Column, str]], title: str
+) -> go.Figure:
+    """One row per variant, column and colour: a dot per seed, the mean, and its 95 % interval from `WHISKERS` seeds."""
     figure = go.Figure()
-    for name in reversed(_shown(experiment, records)):
+    for row, (name, column, shade) in reversed(list(rows.items())):
         values = [column.factor * v for v in by_seed(records, name, column.path).values()]
-        interval, title = Interval.of(values), VARIANTS[name].title
+        interval = Interval.of(values)
         figure.add_scatter(
-            x=values, y=[title] * len(values), mode="markers", showlegend=False,
-            hovertemplate="%{x:.2f}<extra></extra>", marker={"color": color(name), "size": 8, "opacity": 0.45},
+            x=values, y=[row] * len(values), mode="markers", showlegend=False,
+            hovertemplate="%{x:.2f}<extra></extra>", marker={"color": shade, "size": 8, "opacity": 0.45},
         )  # fmt: skip
         figure.add_scatter(
-            x=[interval.mean], y=[title], mode="markers", showlegend=False, hoverinfo="skip",
-            marker={"color": color(name), "size": 15, "symbol": "line-ns", "line": {"color": color(name), "width": 3}},
-            error_x={"type": "data", "array": [interval.half if math.isfinite(interval.half) else 0], "thickness": 2},
+            x=[interval.mean], y=[row], mode="markers", showlegend=False, hoverinfo="skip",
+            marker={"color": shade, "size": 15, "symbol": "line-ns", "line": {"color": shade, "width": 3}},
+            error_x={"type": "data", "array": [interval.half if interval.n >= WHISKERS else 0], "thickness": 2},
         )  # fmt: skip
-    rows = len(_shown(experiment, records))
-    styled(figure, column.title, "", f"{experiment.source}: {experiment.title}", 140 + 44 * rows)
+    few = any(len(by_seed(records, name, column.path)) < WHISKERS for name, column, _ in rows.values())
+    words = f"{title}: seeds, mean, 95 % interval{f' from {WHISKERS} seeds on' if few else ''}"
+    styled(figure, words, "", f"{experiment.source}: {experiment.title}", 140 + 44 * len(rows))
     figure.update_yaxes(showgrid=False)
     return figure.update_layout(width=820)
 
@@ -256,7 +278,7 @@ def _first(cells: Sequence[Cell], model: Any, count: int = SHOWN) -> tuple[Any, 
 
 Draw = Callable[["Experiment", Sequence[Record], Sequence[Cell]], go.Figure]
 FIGURES: Mapping[str, Draw] = {
-    "dots": dots, "convergence": convergence, "curves": curves, "instability": instability, "distances": distances,
-    "relation": relation, "maps": maps, "positions": positions,
+    "dots": dots, "heads": heads, "convergence": convergence, "curves": curves, "instability": instability,
+    "distances": distances, "relation": relation, "maps": maps, "positions": positions,
 }  # fmt: skip
 """By the name in `Experiment.figure`."""

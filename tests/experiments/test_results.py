@@ -34,7 +34,7 @@ def record(variant: str, seed: int, ap: float, **more: Any) -> Record:
         "relation": {"original": {"original": 0.0, "atss": 1.0}, "atss": {"original": None, "atss": 0.0}},
         "head_distances": {"atss": 0.5}, "pace": {"ms_per_step": 100.0, "saved_mb": 30.0},
         "distances": {"atss": {"positive": {"original positive": 0.25, "original negative": 2.0}}},
-        "positives_per_object": 1.0, **more,
+        "positives_per_object": 1.0, "ap_by_head": {"detr": ap} | {head: ap + 0.1 for head in heads}, **more,
     }  # fmt: skip
 
 
@@ -84,6 +84,23 @@ def test_figures_are_drawn_from_records_alone(name: str):
     assert isinstance(figure, go.Figure)
     if name != "maps":  # which needs the runs' models
         assert len(figure.data) > 0
+
+
+def test_intervals_are_drawn_from_three_seeds_on():
+    drawn = {}
+    for many in (2, 3):
+        figure = FIGURES["dots"](TABLE9, [r for r in RECORDS if r["seed"] < many], [])
+        drawn[many] = [trace.error_x.array[0] for trace in figure.data if trace.error_x.array is not None]
+        assert ("from 3 seeds on" in figure.layout.xaxis.title.text) == (many == 2)
+    assert len(drawn[2]) == len(drawn[3]) == 3
+    assert not any(drawn[2]) and all(half > 1 for half in drawn[3])
+
+
+def test_table_11_shows_every_heads_ap():
+    figure = FIGURES["heads"](EXPERIMENTS["table11"], RECORDS, [])
+    found = {trace.y[0]: list(trace.x) for trace in figure.data if trace.error_x.array is None}
+    assert list(found) == ["ATSS: K = 1 (ATSS)", "DETR decoder: K = 1 (ATSS)", "DETR decoder: K = 0"]
+    assert found["ATSS: K = 1 (ATSS)"] == pytest.approx([30, 32, 35])
 
 
 def test_the_report_names_every_statement():
