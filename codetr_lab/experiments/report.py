@@ -8,7 +8,7 @@ from pathlib import Path
 
 from codetr_lab.experiments.catalog import EXPERIMENTS
 from codetr_lab.experiments.cell import Record
-from codetr_lab.experiments.results import markdown_table, tested
+from codetr_lab.experiments.results import MANY, markdown_table, tested
 
 
 def report_text(records: Sequence[Record]) -> str:
@@ -33,7 +33,10 @@ def report_text(records: Sequence[Record]) -> str:
     said = ", ".join(f"{number} {verdict}" for verdict, number in count.most_common())
     lab = sorted({(r["data"], r["steps"]) for r in records})
     runs = f"{len(records)} runs ({'; '.join(f'{data}, {steps:,} steps' for data, steps in lab)})"
-    return "\n".join([f"{runs}. Of {sum(count.values())} statements: {said}.", "", *lines, "", "\n\n".join(tables)])
+    few = f"Over fewer than {MANY} seeds a verdict is an indication."
+    return "\n".join(
+        [f"{runs}. Of {sum(count.values())} statements: {said}. {few}", "", *lines, "", "\n\n".join(tables)]
+    )
 
 
 def write_report(out: Path) -> str:

@@ -17,6 +17,8 @@ from codetr_lab.experiments.variants import VARIANTS
 
 SCHEMA = 1
 """Of the JSON file; see `results/README.md`."""
+MANY = 5
+"""Seeds from which a verdict is more than an indication."""
 
 
 def rows(experiment: Experiment, records: Sequence[Record]) -> list[dict[str, Any]]:
@@ -66,7 +68,7 @@ def paragraph(experiment: Experiment, records: Sequence[Record]) -> str:
     """Whether the paper's statements hold at this scale, by paired 95 % intervals."""
     parts = [sentence(claim, records) for claim in experiment.claims]
     seeds = {r["seed"] for r in records}
-    if experiment.claims and 1 < len(seeds) < 5:
+    if experiment.claims and 1 < len(seeds) < MANY:
         parts.append(f"{len(seeds)} seeds are few: take this as an indication.")
     if experiment.note:
         parts.append(experiment.note)
