@@ -21,7 +21,7 @@ from codetr_lab.viz.image import (
 )
 from codetr_lab.viz.sketch import Sketch, drawing
 
-_MOST_LABELS = 30
+_MOST_LABELS = 12
 _HOVER = "<b>%{text}</b><br>score %{customdata[1]:.3f}<br>source %{customdata[0]:.0f}<extra></extra>"
 
 
@@ -36,7 +36,7 @@ def detection_figure(
     target: Target | None = None,
     title: str = "",
 ) -> Sketch:
-    """One head's detections with a score of at least `threshold`; the best 30 carry their class and score.
+    """One head's detections with a score of at least `threshold`; the best 12 carry their class and score.
 
     Args:
         image: (H,W,3) uint8 RGB, in whose pixels the boxes are.

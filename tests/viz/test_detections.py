@@ -32,13 +32,13 @@ def test_labels_carry_class_and_score_best_on_top() -> None:
     assert plain.layout.annotations[0].text == "class 2 0.90"
 
 
-def test_at_most_thirty_labels() -> None:
+def test_at_most_twelve_labels() -> None:
     one = viz_case.detections()
     many = Detections(
         one.boxes.repeat(20, 1), one.scores.repeat(20), one.labels.repeat(20), one.source_index.repeat(20)
     )
     figure = detection_figure(viz_case.picture(), many, "atss", 0)
-    assert len(figure.layout.annotations) == 30
+    assert len(figure.layout.annotations) == 12
     assert len(viz_case.array(markers(figure)[0].customdata)) == 60
 
 
