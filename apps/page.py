@@ -174,7 +174,9 @@ class Page:
             return view
 
         for name, control in tab.controls.items():
-            how = TOLD | {"show_progress_on": tab.grid} if name in tab.reading else AT_ONCE
+            how = AT_ONCE if isinstance(control, gr.Slider) else QUIET
+            if name in tab.reading:
+                how = TOLD | {"show_progress_on": tab.grid}
             called = f"{tab.name}_{name.replace('/', '_')}"
             changed = tab.everything if name in tab.renewing else tab.outputs  # fewer are sooner shown
             control.input(viewer(name), own, changed, **how, api_name=called)  # type: ignore[attr-defined]

@@ -17,7 +17,7 @@ QUIET: dict[str, Any] = {"show_progress": "hidden", "show_progress_on": [], "tri
 TOLD: dict[str, Any] = QUIET | {"show_progress": "minimal"}
 """For what may make a model read an image: the page counts the seconds, on a figure grid to be named."""
 AT_ONCE: dict[str, Any] = QUIET | {"queue": False}
-"""For what is answered from remembered results: one request, where the queue needs two."""
+"""One request, where the queue needs two: for sliders, whose moves find everything remembered."""
 
 
 class Tab:

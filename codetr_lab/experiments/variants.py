@@ -82,7 +82,7 @@ VARIANTS: dict[str, Variant] = {
         _co("k0_x1.5", "K = 0, 1.5 times the steps", length=1.5, color="paa"),
         _co("k0_x2.5", "K = 0, 2.5 times the steps", length=2.5, color="paa"),
         _co("k0_x3", "K = 0, 3 times the steps", length=3, color="paa"),
-        # Table 10 again where K = 0 has nearly learned what it can
+        # Table 10 again, from three times as long a training on
         _co("k1_x3", "K = 1 (ATSS), 3 times the steps", "atss", length=3),
         _co("k0_x9", "K = 0, 9 times the steps", length=9, color="paa"),
         # Learned queries instead of two stages: DN-DETR's instability is defined for these
